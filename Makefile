@@ -16,6 +16,7 @@ help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: $(READY)  ## Create .venv with the package, the baselines and the developers' tools
+	@echo '.venv is ready'
 
 # torch goes first: constraints.txt names the build, and nothing installed after it may ask for another.
 $(READY): pyproject.toml constraints.txt
