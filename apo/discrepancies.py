@@ -1,0 +1,98 @@
+"""How far outputs have moved: the discrepancy D of the proximal objective.
+
+    squared_error   D(z, z_k) = ‖z − z_k‖²                          004 Eq. 7,  Gauss-Newton
+    kl              D(z, z_k) = KL(softmax z ‖ softmax z_k)         004 Eq. 9,  natural gradient
+    bregman         D(z, z_k) = ℓ(z) − ℓ(z_k) − ⟨∇ℓ(z_k), z − z_k⟩  004 Eq. 8,  generalised Gauss-Newton
+    gauss_newton    D(z, z_k) = (z − z_k)ᵀ ∇²ℓ(z_k) (z − z_k)       004 Eq. 16, proximal Newton at λ = ½
+
+Each takes outputs ``new`` and ``old`` and, where it involves the loss, ``loss`` and ``targets``; it returns one number
+an example, [B], or their mean, []. Every discrepancy is zero, with zero gradient, at equality.
+"004" is *Amortized Proximal Optimization*.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Loss = Callable[[Any, Any], Tensor]
+Discrepancy = Callable[..., Tensor]
+
+
+def squared_error(new: Tensor, old: Tensor) -> Tensor:
+    """Squared error: summed over the outputs of an example (004 Eq. 7).
+
+    Args:
+        new: Outputs, [B, ...]; [B, T, V] is a sequence: summed over V, averaged over T.
+        old: Outputs, shaped as ``new``.
+
+    Returns:
+        One number an example, [B].
+    """
+    squares = (new - old).square()
+    if squares.ndim == 3:
+        return squares.sum(-1).mean(-1)
+    return squares.reshape(len(squares), -1).sum(-1) if squares.ndim > 1 else squares
+
+
+def kl(new: Tensor, old: Tensor) -> Tensor:
+    """Kullback-Leibler divergence KL(p_new ‖ p_old) of categorical distributions given by logits (004 Eq. 9).
+
+    Args:
+        new: Logits, [B, ..., V], classes last.
+        old: Logits, shaped as ``new``.
+
+    Returns:
+        One number an example, [B]; the mean over the dimensions between.
+    """
+    log_new, log_old = F.log_softmax(new, -1), F.log_softmax(old, -1)
+    divergence = (log_new.exp() * (log_new - log_old)).sum(-1)
+    return divergence.reshape(len(divergence), -1).mean(-1) if divergence.ndim > 1 else divergence
+
+
+def bregman(new: Tensor, old: Tensor, loss: Loss, targets: Any) -> Tensor:
+    """Bregman divergence of the loss as a function of the outputs (004 Eq. 8).
+
+    Args:
+        new: Outputs, [B, ...].
+        old: Outputs, shaped as ``new``.
+        loss: ``loss(outputs, targets) -> []``, averaged over examples.
+        targets: Whatever ``loss`` takes.
+
+    Returns:
+        The mean over examples, [].
+    """
+    slope: Tensor = torch.func.grad(loss)(old, targets)
+    return loss(new, targets) - loss(old, targets) - (slope * (new - old)).sum()
+
+
+def gauss_newton(new: Tensor, old: Tensor, loss: Loss, targets: Any) -> Tensor:
+    """Squared length of the change in the metric of the loss's Hessian in output space (004 Eq. 16).
+
+    There is no factor ½: λ = ½ makes the proximal step a Newton step, and this is twice the second-order term of
+    `bregman`.
+
+    Args:
+        new: Outputs, [B, ...].
+        old: Outputs, shaped as ``new``.
+        loss: ``loss(outputs, targets) -> []``, averaged over examples, twice differentiable.
+        targets: Whatever ``loss`` takes.
+
+    Returns:
+        The mean over examples, [].
+    """
+    change = new - old
+    product: Tensor = torch.func.vjp(torch.func.grad(loss), old, targets)[1](change.detach())[0]
+    length = (change.detach() * product).sum()
+    return 2.0 * (change * product).sum() - length  # a quadratic form: its value is `length`, its gradient 2HΔz
+
+
+BY_NAME: dict[str, Discrepancy] = {
+    "squared_error": squared_error,
+    "kl": kl,
+    "bregman": bregman,
+    "gauss_newton": gauss_newton,
+}
+NEEDS_LOSS = (bregman, gauss_newton)

@@ -1,0 +1,289 @@
+"""The proximal objective, and its gradient with respect to hyperparameters.
+
+    Q(φ) = L_B(θ') + λ_FSD · mean_{x̃∈B'} D(f(x̃,θ'), f(x̃,θ)) + λ_WSD · ½‖θ' − θ‖²,     θ' = u(θ, g, ξ; φ)
+
+The step θ' should lower the loss on its own batch B without changing the function on another batch B' (function-space
+discrepancy, FSD) or the weights (weight-space discrepancy, WSD) more than it must. The gradient g does not depend on
+φ, so no derivative of a gradient is ever needed; two stages are exact:
+
+    θ', ξ', pullback = lookahead(rule, θ, g, ξ, φ)     a tape through the arithmetic of the update alone
+    Q, G             = value and gradient of Q at θ'   an ordinary forward and backward
+    ∇_φ Q            = pullback(G)
+
+Source: *Amortized Proximal Optimization* ("004"), Eq. 2, 4 and 11; WSD from Bae et al., arXiv 2203.00089.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from apo.discrepancies import BY_NAME, NEEDS_LOSS, Discrepancy, Loss
+from apo.types import H, Params, Rule, S, compute_dtype, leaves, rebuild
+
+Objective = Callable[[Params], Tensor]
+Schedule = float | Callable[[int], float]
+
+
+class Lookahead(NamedTuple, Generic[S, H]):
+    """A step taken on paper: the new parameters and state, and the way back to the hyperparameters.
+
+    ``pullback(G)`` maps a gradient with respect to the new parameters to one with respect to the hyperparameters.
+    """
+
+    params: Params
+    state: S
+    pullback: Callable[[Params], H]
+
+
+def lookahead(rule: Rule[S, H], params: Params, grads: Params, state: S, hypers: H) -> Lookahead[S, H]:
+    """Take one step of a rule and keep the tape from the hyperparameters to the new parameters.
+
+    Args:
+        rule: The update rule.
+        params: Parameters θ.
+        grads: Gradients g, keyed as ``params``; parameters without one stay.
+        state: The rule's state ξ.
+        hypers: Hyperparameters φ, each a 0-d tensor or a dict of them keyed as ``params``.
+
+    Returns:
+        θ', ξ' (both detached), and the pullback, which may be called any number of times.
+    """
+    inputs = [h.detach().clone().requires_grad_() for h in leaves(hypers)]
+    fixed = {key: p.detach() for key, p in params.items()}
+    slopes = {key: g.detach() for key, g in grads.items()}
+    with torch.enable_grad():
+        new_params, new_state = rule.step(fixed, slopes, detached(state), rebuild(hypers, inputs))
+
+    def pullback(cotangents: Params) -> H:
+        outputs = {key: p for key, p in new_params.items() if p.requires_grad and key in cotangents}
+        if not outputs or not inputs:
+            return rebuild(hypers, [torch.zeros_like(h) for h in inputs])
+        derivatives = torch.autograd.grad(
+            list(outputs.values()),
+            inputs,
+            [cotangents[key].to(p.dtype) for key, p in outputs.items()],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return rebuild(hypers, derivatives)
+
+    return Lookahead({key: p.detach() for key, p in new_params.items()}, detached(new_state), pullback)
+
+
+def value_and_grad(objective: Objective, params: Params) -> tuple[Tensor, Params]:
+    """The value of an objective, [], and its gradient, by one ordinary forward and backward.
+
+    Args:
+        objective: A function of parameters.
+        params: Where to evaluate it.
+
+    Returns:
+        The value, detached, and the gradient, keyed as ``params``.
+
+    Raises:
+        ValueError: If the objective is not a scalar that depends on the parameters.
+    """
+    inputs = {key: p.detach().requires_grad_() for key, p in params.items()}
+    with torch.enable_grad():
+        value = objective(inputs)
+    if getattr(value, "ndim", None) != 0 or not value.requires_grad:
+        raise ValueError(f"the objective must return a 0-d tensor that depends on its argument, not {value!r}")
+    grads = torch.autograd.grad(value, list(inputs.values()), allow_unused=True, materialize_grads=True)
+    return value.detach(), dict(zip(inputs, grads, strict=True))
+
+
+def hypergradient(
+    rule: Rule[S, H], objective: Objective, params: Params, grads: Params, state: S, hypers: H
+) -> tuple[Tensor, H]:
+    """The gradient of an objective after one step of a rule, with respect to the rule's hyperparameters.
+
+    Args:
+        rule: The update rule.
+        objective: ``objective(new_params) -> []``, for instance ``Proximal(...).at(...)``.
+        params: Parameters θ before the step.
+        grads: Gradients g at θ, keyed as ``params``.
+        state: The rule's state ξ before the step.
+        hypers: Hyperparameters φ.
+
+    Returns:
+        The objective at θ', [], and its gradient: the type of ``hypers``, in natural units (per unit of each
+        hyperparameter).
+
+    Raises:
+        ValueError: If the objective is not a scalar that depends on the parameters.
+    """
+    new_params, _, pullback = lookahead(rule, params, grads, state, hypers)
+    value, cotangents = value_and_grad(objective, new_params)
+    return value, pullback(cotangents)
+
+
+def momentum_free(rule: Rule[S, H]) -> Rule[S, H]:
+    """The rule whose step is the given rule's without its momentum, for judging a step; see 004 §5 and App. G.
+
+    Its step leaves the state as it was. A rule without momentum is returned unchanged.
+    """
+    free = rule.without_momentum
+    if free is None:
+        return rule
+    return rule._replace(step=lambda params, grads, state, hypers: (free(params, grads, state, hypers), state))
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """What is judged: the proximal objective Q of the module docstring.
+
+    Attributes:
+        fsd: λ_FSD ≥ 0, or a function of the number of steps taken. Units: loss per unit of discrepancy.
+        wsd: λ_WSD ≥ 0, or a function of the number of steps taken. Units: loss per squared parameter unit.
+        discrepancy: "squared_error", "kl", "bregman", "gauss_newton", or a function ``D(new, old)`` that returns [] or
+            [B], zero with zero gradient at equality.
+        loss_model: "exact" for the loss at θ', or "linear" for its first-order Taylor polynomial at θ (004 Eq. 4).
+        lookahead: "no-momentum" judges the step without the momentum of the base optimizer, "step" the step itself.
+            They are the same wherever there is no momentum.
+        other_fraction: The leading fraction of B' on which the discrepancy is measured, in (0, 1].
+
+    Raises:
+        ValueError: If a value is outside its set, or the linear model has no minimum.
+    """
+
+    fsd: Schedule = 0.0
+    wsd: Schedule = 0.0
+    discrepancy: str | Discrepancy = "squared_error"
+    loss_model: Literal["exact", "linear"] = "exact"
+    lookahead: Literal["no-momentum", "step"] = "no-momentum"
+    other_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("fsd", "wsd"):
+            strength = getattr(self, name)
+            if not callable(strength):
+                weight(name, strength)
+        _choose("loss_model", self.loss_model, ("exact", "linear"))
+        _choose("lookahead", self.lookahead, ("no-momentum", "step"))
+        if not callable(self.discrepancy):
+            _choose("discrepancy", self.discrepancy, tuple(BY_NAME))
+        if not 0.0 < self.other_fraction <= 1.0:
+            raise ValueError(f"other_fraction={self.other_fraction!r} is not in (0, 1]")
+        if self.loss_model == "linear" and self.fsd == 0.0 and self.wsd == 0.0:
+            raise ValueError("loss_model='linear' with fsd=0 and wsd=0 has no minimum: make fsd or wsd positive")
+
+    def weights(self, steps: int) -> tuple[float, float]:
+        """λ_FSD and λ_WSD after a number of steps.
+
+        Raises:
+            ValueError: If a schedule returns a negative or non-finite number.
+        """
+        fsd = self.fsd(steps) if callable(self.fsd) else self.fsd
+        wsd = self.wsd(steps) if callable(self.wsd) else self.wsd
+        return weight("fsd", fsd), weight("wsd", wsd)
+
+    def distance(self, new: Tensor, old: Tensor, loss: Loss | None = None, targets: Any = None) -> Tensor:
+        """The mean discrepancy between outputs, [].
+
+        Args:
+            new: Outputs at θ', [B, ...].
+            old: Outputs at θ, shaped as ``new``.
+            loss: The loss of outputs and targets, for "bregman" and "gauss_newton".
+            targets: The targets of B', likewise.
+
+        Returns:
+            The mean over examples, [].
+
+        Raises:
+            ValueError: If the discrepancy needs a loss and there is none.
+        """
+        measure = BY_NAME[self.discrepancy] if isinstance(self.discrepancy, str) else self.discrepancy
+        if measure not in NEEDS_LOSS:
+            return measure(new, old).mean()
+        if loss is None:
+            raise ValueError(f"discrepancy={self.discrepancy!r} needs loss=, a function of outputs and targets")
+        return measure(new, old, loss, targets)
+
+    def at(
+        self,
+        params: Params,
+        loss: Objective,
+        outputs: Callable[[Params], Tensor] | None = None,
+        *,
+        grads: Params | None = None,
+        output_loss: Loss | None = None,
+        targets: Any = None,
+        steps: int = 0,
+    ) -> Objective:
+        """Q as a function of θ', for a step taken from θ = ``params``.
+
+        Args:
+            params: Parameters θ.
+            loss: L_B as a function of parameters.
+            outputs: f(B', ·) as a function of parameters; needed where fsd is positive.
+            grads: The gradient of ``loss`` at θ; needed where ``loss_model`` is "linear".
+            output_loss: The loss as a function of outputs and targets, for "bregman" and "gauss_newton".
+            targets: The targets of B', likewise.
+            steps: The number of steps taken, for schedules of λ.
+
+        Returns:
+            A function from θ' to Q, [].
+
+        Raises:
+            ValueError: If an argument that the terms need is missing.
+        """
+        fsd, wsd = self.weights(steps)
+        here = {key: p.detach() for key, p in params.items()}
+        if fsd and outputs is None:
+            raise ValueError("fsd > 0 needs outputs=, the model's outputs on another batch as a function of params")
+        if self.loss_model == "linear" and grads is None:
+            raise ValueError("loss_model='linear' needs grads=, the gradient of the loss at params")
+        slopes = {key: g.detach() for key, g in (grads or {}).items()}
+        with torch.no_grad():
+            old = outputs(here) if fsd and outputs else None
+            base = loss(here) if self.loss_model == "linear" else None
+
+        def objective(new: Params) -> Tensor:
+            if base is None:
+                q = loss(new)
+            else:
+                q = base + sum(inner(slope, new[key] - here[key]) for key, slope in slopes.items())
+            if old is not None and outputs is not None:
+                q = q + fsd * self.distance(outputs(new), old, output_loss, targets)
+            if wsd:
+                q = q + wsd * half_square({key: new[key] - here[key] for key in new})
+            return q
+
+        return objective
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product of two tensors of one shape, [], in float32 or better."""
+    dtype = compute_dtype(torch.promote_types(a.dtype, b.dtype))
+    return torch.dot(a.to(dtype).reshape(-1), b.to(dtype).reshape(-1))
+
+
+def half_square(delta: Params) -> Tensor:
+    """The weight-space discrepancy ½‖Δ‖², []."""
+    return 0.5 * torch.stack([inner(d, d) for d in delta.values()]).sum()
+
+
+def detached(state: S) -> S:
+    """A state without its graph."""
+    return rebuild(state, [tensor.detach() for tensor in leaves(state)])
+
+
+def weight(name: str, value: float) -> float:
+    """A penalty's weight as a float.
+
+    Raises:
+        ValueError: If it is negative or not finite.
+    """
+    if not 0.0 <= value < float("inf"):
+        raise ValueError(f"{name}={value!r} is not in [0, ∞)")
+    return float(value)
+
+
+def _choose(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")

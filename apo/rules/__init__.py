@@ -1,0 +1,1 @@
+"""Base optimizers as differentiable, stateless update rules: one method, one file."""
