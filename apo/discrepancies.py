@@ -11,7 +11,7 @@ an example, [B], or their mean, []. Every discrepancy is zero, with zero gradien
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,11 @@ def gauss_newton(new: Tensor, old: Tensor, loss: Loss, targets: Any) -> Tensor:
         The mean over examples, [].
     """
     change = new - old
-    product: Tensor = torch.func.vjp(torch.func.grad(loss), old, targets)[1](change.detach())[0]
+
+    def slope(z: Tensor) -> Tensor:
+        return cast(Tensor, torch.func.grad(loss)(z, targets))
+
+    product: Tensor = torch.func.vjp(slope, old)[1](change.detach())[0]
     length = (change.detach() * product).sum()
     return 2.0 * (change * product).sum() - length  # a quadratic form: its value is `length`, its gradient 2HΔz
 
