@@ -1,0 +1,123 @@
+"""The command line: `python -m baselines train ...` and `python -m baselines demo ...`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from baselines.config import META, METHODS, OPTIMIZERS, Config
+from baselines.data import LOADERS
+from baselines.models import MODELS
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part)
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(",") if part)
+
+
+_whole_numbers.__name__ = "comma-separated list of whole numbers"  # argparse names the type in its messages
+_fractions.__name__ = "comma-separated list of fractions"
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train one model with one method",
+        description="Train one model with one method. Ctrl-C stores everything; --resume continues from there.",
+        argument_default=argparse.SUPPRESS,
+    )
+
+    def option(group: Any, flag: str, text: str, **settings: Any) -> None:
+        default = getattr(Config, flag.removeprefix("--").replace("-", "_"), None)
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        group.add_argument(flag, help=text if default in (None, False) else f"{text} (default: {shown})", **settings)
+
+    task = train.add_argument_group("task")
+    option(task, "--data", "data set", choices=tuple(LOADERS))
+    option(task, "--data-dir", "where its files are", metavar="DIR")
+    option(task, "--examples", "train on the first N training examples only", type=int, metavar="N")
+    option(task, "--label-noise", "fraction of the training labels drawn anew", type=float, metavar="FRACTION")
+    option(task, "--model", "model", choices=tuple(MODELS))
+    option(task, "--hidden", "the mlp's hidden widths (default: 1000,1000; digits: 100,100)", type=_whole_numbers)
+    method = train.add_argument_group("method")
+    option(method, "--optimizer", "optimizer; sgdm has Nesterov momentum 0.9", choices=OPTIMIZERS)
+    option(method, "--method", "what sets the learning rate", choices=METHODS)
+    option(method, "--lr", "initial learning rate", type=float)
+    option(method, "--weight-decay", "weight decay (default: that of torch.optim)", type=float)
+    option(method, "--decay-factor", "of --method step: the factor at each decay", type=float, metavar="FACTOR")
+    option(method, "--decay-at", "of --method step: where, in fractions of the run", type=_fractions, metavar="LIST")
+    option(method, "--meta", "of --method apo: how the learning rate is moved", choices=META)
+    option(method, "--every", "of --method apo: steps between meta-steps", type=int, metavar="K")
+    option(method, "--fsd", "of --method apo: weight of the function-space discrepancy", type=float)
+    option(method, "--wsd", "of --method apo: weight of the weight-space discrepancy", type=float)
+    option(method, "--rule", "of --method apo: use apo's own update rule, not torch.optim's", action="store_true")
+    run = train.add_argument_group("run")
+    length = run.add_mutually_exclusive_group()
+    option(length, "--epochs", "passes over the training set (default: 10; digits: 60)", type=int, metavar="N")
+    option(length, "--steps", "length of the run in steps", type=int, metavar="N")
+    option(run, "--batch-size", "examples a step", type=int, metavar="N")
+    option(run, "--seed", "of initial weights and data order", type=int)
+    option(run, "--eval-every", "steps between evaluations (default: an epoch)", type=int, metavar="N")
+    option(run, "--log-every", "steps between rows of history.csv", type=int, metavar="N")
+    option(run, "--device", "auto, cpu, cuda, ...")
+    run.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/ and what is run)")
+    run.add_argument("--resume", action="store_true", help="continue the run stored in --out")
+    run.add_argument("--overwrite", action="store_true", help="start anew although --out holds a run")
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="three far-off initial learning rates, with and without apo",
+        description="Train the same MLP from initial learning rates 1e-6, 1e-3 and 1, with AdamW alone and with AdamW "
+        "tuned by apo; show a table and draw one picture.",
+    )
+    demo.add_argument("--data", choices=("digits", "fashion-mnist"), default="digits", help="default: digits")
+    demo.add_argument("--data-dir", metavar="DIR", help="where its files are")
+    demo.add_argument("--epochs", type=int, metavar="N", help="passes over the training set (default: 60 or 5)")
+    demo.add_argument("--seed", type=int, default=0, help="of initial weights and data order (default: 0)")
+    demo.add_argument("--out", type=Path, metavar="DIR", help="where demo.png goes (default: runs/demo-<data>)")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(prog="python -m baselines", description="Comparators and training tasks of apo.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_train(commands)
+    _add_demo(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        arguments: without the program's name; None: those of the process.
+
+    Returns:
+        The exit status: 0, 2 for a mistake that the message explains, 130 when interrupted.
+    """
+    options = vars(make_parser().parse_args(arguments))
+    command = options.pop("command")
+    try:
+        from baselines.display import make_console
+
+        console = make_console()
+        if command == "demo":
+            from baselines.demo import demo
+
+            return demo(console, **options)
+        from baselines.train import train
+
+        own = {name: options.pop(name) for name in ("out", "resume", "overwrite") if name in options}
+        return train(options, console, own.get("out"), own.get("resume", False), own.get("overwrite", False))
+    except (ValueError, FileNotFoundError) as error:
+        sys.stderr.write(f"python -m baselines {command}: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        return 130

@@ -1,0 +1,123 @@
+"""Everything that decides the outcome of a run, in one frozen record of plain values."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from baselines.data import LOADERS
+from baselines.models import MODELS
+
+OPTIMIZERS: Final = ("sgd", "sgdm", "rmsprop", "adam", "adamw")
+METHODS: Final = ("fixed", "cosine", "step", "apo")
+META: Final = ("newton", "paper")
+DEFAULT_EPOCHS: Final = 10
+DEFAULT_EPOCHS_DIGITS: Final = 60
+
+
+def _require(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise ValueError(f"{name}={value!r} is not allowed; it must be {allowed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The configuration of one run; the same configuration on the same machine gives the same run, bit by bit.
+
+    Attributes:
+        data: name of the data set (`baselines.data.LOADERS`).
+        data_dir: where its files are, if not in the usual places. Not part of a run's identity.
+        examples: train on the first so many training examples; None: on all.
+        label_noise: fraction of the training labels drawn anew, in [0, 1].
+        model: mlp or cnn.
+        hidden: widths of the mlp's hidden layers; None: the model's default.
+        optimizer: sgd, sgdm (momentum 0.9, Nesterov), rmsprop, adam or adamw, as in `torch.optim`.
+        method: fixed, cosine, step or apo.
+        lr: initial learning rate, in parameter units per gradient unit (for cosine and step: the peak).
+        weight_decay: None: the default of `torch.optim` (0.01 for adamw, else 0).
+        epochs: passes over the training set; None: 10 (digits: 60), unless `steps` is given.
+        steps: length of the run in steps, instead of `epochs`.
+        batch_size: examples a step; the last batch of an epoch holds what is left.
+        seed: of the initial weights and of the data order.
+        decay_factor: of the step method: the learning rate is multiplied by it at each of `decay_at`.
+        decay_at: of the step method: fractions of the run, each in (0, 1).
+        meta: of apo: newton or paper, what moves the learning rate.
+        every: of apo: steps between two meta-steps.
+        fsd: of apo: weight of the function-space discrepancy.
+        wsd: of apo: weight of the weight-space discrepancy.
+        rule: of apo: use apo's own update rule in place of the optimizer from `torch.optim`.
+        eval_every: steps between two evaluations on the test set; None: an epoch's.
+        log_every: steps between two rows of the history.
+        device: auto (cuda where there is one), cpu, cuda, cuda:0, ...
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    data: str = "digits"
+    data_dir: str | None = None
+    examples: int | None = None
+    label_noise: float = 0.0
+    model: str = "mlp"
+    hidden: tuple[int, ...] | None = None
+    optimizer: str = "adamw"
+    method: str = "apo"
+    lr: float = 1e-3
+    weight_decay: float | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int = 100
+    seed: int = 0
+    decay_factor: float = 0.1
+    decay_at: tuple[float, ...] = (0.5, 0.75)
+    meta: str = "newton"
+    every: int = 10
+    fsd: float = 0.0
+    wsd: float = 0.0
+    rule: bool = False
+    eval_every: int | None = None
+    log_every: int = 10
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for name, choices in (
+            ("data", tuple(LOADERS)),
+            ("model", tuple(MODELS)),
+            ("optimizer", OPTIMIZERS),
+            ("method", METHODS),
+            ("meta", META),
+        ):
+            _require(getattr(self, name) in choices, name, getattr(self, name), f"one of {', '.join(choices)}")
+        for name in ("examples", "epochs", "steps", "batch_size", "every", "eval_every", "log_every"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "at least 1")
+        for name in ("lr", "weight_decay", "fsd", "wsd"):
+            value = getattr(self, name)
+            _require(value is None or (math.isfinite(value) and value >= 0), name, value, "finite and at least 0")
+        _require(0 <= self.label_noise <= 1, "label_noise", self.label_noise, "in [0, 1]")
+        _require(0 < self.decay_factor <= 1, "decay_factor", self.decay_factor, "in (0, 1]")
+        _require(all(0 < at < 1 for at in self.decay_at), "decay_at", self.decay_at, "fractions of the run, in (0, 1)")
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(f"epochs={self.epochs} and steps={self.steps} both set the length of the run; give one")
+
+    def total_steps(self, examples: int) -> int:
+        """The length of the run in steps, for a training set of `examples` examples."""
+        if self.steps is not None:
+            return self.steps
+        epochs = self.epochs or (DEFAULT_EPOCHS_DIGITS if self.data == "digits" else DEFAULT_EPOCHS)
+        return epochs * math.ceil(examples / self.batch_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain values, for JSON and checkpoints."""
+        fields = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Config":
+        """The inverse of `to_dict`."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**fields)

@@ -1,0 +1,117 @@
+"""What a command shows while it trains: a live progress bar in a terminal, plain lines elsewhere."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from baselines.run import Row
+
+
+def make_console() -> Console:
+    """The console of a command: as wide as the terminal, and wide enough for a whole line where there is none."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120, highlight=False, markup=False)
+
+
+def number(value: float | None) -> str:
+    """A loss or a learning rate with three digits; a dash where there is none."""
+    return "-" if value is None else f"{value:.3g}"
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a percentage with one decimal; a dash where there is none."""
+    return "-" if value is None else f"{100 * value:.1f}%"
+
+
+class Stage:
+    """One run on show. Feed it every step's row."""
+
+    def __init__(
+        self, progress: Progress | None, console: Console, name: str, steps: int, done: int, lines: int
+    ) -> None:
+        """Begin at `done` of `steps` steps."""
+        self.progress, self.console, self.name, self.steps = progress, console, name, steps
+        self.between = max(1, steps // lines)  # steps from one plain line to the next
+        self.accuracy: float | None = None
+        self.evaluations = 0
+        self.next_line = done
+        if progress is not None:
+            self.task = progress.add_task(name, total=steps, completed=done, values="")
+
+    def update(self, step: int, row: Row | None) -> None:
+        """Show that `step` steps are done, and the row if there is a new one."""
+        if row is not None and row["test_accuracy"] is not None:
+            self.accuracy = row["test_accuracy"]
+        if self.progress is not None:
+            if row is not None:
+                accuracy = percent(self.accuracy)
+                values = f"loss {number(row['loss']):>8}  accuracy {accuracy:>6}  lr {number(row['lr']):>8}"
+                self.progress.update(self.task, completed=step, values=values)
+        elif row is not None and row["test_accuracy"] is not None and (step >= self.next_line or step == self.steps):
+            self.next_line = step + self.between
+            values = f"loss {number(row['loss'])}  accuracy {percent(self.accuracy)}  lr {number(row['lr'])}"
+            self.console.print(f"{self.name}: step {step}/{self.steps}  {values}", soft_wrap=True)
+
+
+class Display:
+    """Shows the runs of a command, one `Stage` each."""
+
+    def __init__(self, console: Console, progress: Progress | None, lines: int) -> None:
+        """Show on `console`, with `progress` if it is live, else about so many lines a run."""
+        self.console, self.progress, self.lines = console, progress, lines
+
+    def stage(self, name: str, steps: int, done: int = 0) -> Stage:
+        """Begin to show a run of `steps` steps, `done` of which lie behind."""
+        return Stage(self.progress, self.console, name, steps, done, self.lines)
+
+
+@contextmanager
+def display(console: Console, lines: int = 20) -> Iterator[Display]:
+    """A display for the duration of the context: live in a terminal, elsewhere about so many lines a run."""
+    if not console.is_terminal:
+        yield Display(console, None, lines)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[values]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, expand=True) as progress:
+        yield Display(console, progress, lines)
+
+
+class Interrupt:
+    """Turns the first SIGINT (Ctrl-C) or SIGTERM into a flag, so that the step in hand is finished and saved.
+
+    A second one interrupts at once. Outside the main thread, where Python allows no handlers, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is asked for yet."""
+        self.asked = False
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __enter__(self) -> "Interrupt":
+        """Install the handlers."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {name: signal.signal(name, self._handle) for name in (signal.SIGINT, signal.SIGTERM)}
+        else:
+            self._before = {}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Put the handlers back that were there before."""
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
