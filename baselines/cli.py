@@ -78,7 +78,9 @@ def _add_demo(commands: Any) -> None:
     )
     demo.add_argument("--data", choices=("digits", "fashion-mnist"), default="digits", help="default: digits")
     demo.add_argument("--data-dir", metavar="DIR", help="where its files are")
-    demo.add_argument("--epochs", type=int, metavar="N", help="passes over the training set (default: 60 or 5)")
+    demo.add_argument(
+        "--epochs", type=int, metavar="N", help="passes over the training set (default: 40; fashion-mnist: 5)"
+    )
     demo.add_argument("--seed", type=int, default=0, help="of initial weights and data order (default: 0)")
     demo.add_argument("--out", type=Path, metavar="DIR", help="where demo.png goes (default: runs/demo-<data>)")
 

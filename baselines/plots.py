@@ -3,18 +3,21 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from baselines.run import Row
 from baselines.storage import replace_file
 
 BLUE, VERMILION, GREEN, INK, GREY = "#0072B2", "#D55E00", "#009E73", "#222222", "#8a8a8a"
 COLOURS: Final = (BLUE, GREEN, VERMILION)
+WIDTHS: Final = {BLUE: 4.2, GREEN: 2.8, VERMILION: 1.5}  # drawn in this order, so that equal curves all show
+DASHES: Final = (0, (4, 2))
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -76,7 +79,7 @@ class Curve(NamedTuple):
     history: Sequence[Row]
 
 
-def smoothed(values: Sequence[float], width: float = 0.02) -> list[float]:
+def smoothed(values: Sequence[float], width: float = 0.05) -> list[float]:
     """An average of the past whose memory is a fraction of the values so far: short at first, longer later."""
     smooth: list[float] = []
     for place, value in enumerate(values):
@@ -85,21 +88,70 @@ def smoothed(values: Sequence[float], width: float = 0.02) -> list[float]:
     return smooth
 
 
-def _name(lr: float) -> str:
+def _power(lr: float) -> str:
+    """A learning rate as a label: 1, or a power of ten."""
     return "1" if lr == 1 else f"$10^{{{round(np.log10(lr))}}}$"
 
 
-def demo_figure(curves: Sequence[Curve], data: str) -> Figure:
-    """The demo's picture: how the tuned learning rates meet (left), training loss with and without tuning (right)."""
-    figure = Figure(figsize=(12, 4.8), layout="constrained", dpi=130)
-    rates, losses = figure.subplots(1, 2)
-    lrs = sorted({curve.lr for curve in curves})
-    colours = dict(zip(lrs, COLOURS, strict=True))
+def _rates(axes: Axes, curves: Sequence[Curve], colours: dict[float, str]) -> None:
+    """Learning rates on log axes: from each initial value, with tuning and without."""
+    label: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 11}
+    ends = []
     for curve in curves:
-        colour, tuned = colours[curve.lr], curve.method == "apo"
-        style = {"linestyle": "-" if tuned else (0, (4, 2)), "linewidth": 2.2 if tuned else 1.3, "color": colour}
-        steps, values = column(curve.history, "lr")
-        rates.plot([step + 1 for step in steps], values, **style)
-        steps, values = column(curve.history, "loss")
-        losses.plot(steps, smoothed(values), **style)
+        steps, lrs = column(curve.history, "lr")
+        at = [step + 1 for step in steps]  # the rate that step number `at` starts from
+        colour = colours[curve.lr]
+        if curve.method == "apo":
+            axes.plot(at, lrs, color=colour, linewidth=WIDTHS[colour], solid_capstyle="round")
+            axes.plot(at[:1], lrs[:1], "o", color=colour, markersize=9)
+            ends.append(lrs[-1])
+        else:
+            axes.plot(at, lrs, color=colour, linewidth=1.4, linestyle=DASHES)
+            axes.annotate(f"alone: {_power(curve.lr)}", (at[-1], lrs[-1]), (0, -14), color=colour, **label)
+    text = " to ".join(dict.fromkeys(f"{end:.2g}" for end in (min(ends), max(ends))))
+    axes.annotate(f"tuned by apo: {text}", (at[-1], max(ends)), (0, 12), color=INK, fontweight="bold", **label)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.margins(y=0.08)
+    axes.set_title("Learning rate", loc="left", color=INK, fontweight="bold")
+    _tidy(axes, "step", "learning rate")
+
+
+def _losses(axes: Axes, curves: Sequence[Curve], colours: dict[float, str]) -> None:
+    """Training losses on a log axis, smoothed."""
+    lowest, first = np.inf, 1.0
+    for curve in curves:
+        epochs, batch = column(curve.history, "loss", "epoch")
+        loss = smoothed(batch)
+        finite = [value for value in loss if np.isfinite(value) and value > 0]
+        lowest, first = min([lowest, *finite]), max(first, batch[0])
+        tuned = curve.method == "apo"
+        style: dict[str, Any] = (
+            {"linewidth": WIDTHS[colours[curve.lr]]} if tuned else {"linewidth": 1.6, "linestyle": DASHES}
+        )
+        axes.plot(epochs, loss, color=colours[curve.lr], **style)
+    axes.set_yscale("log")
+    axes.set_ylim(lowest / 2, 5 * first)
+    axes.set_title("Training loss", loc="left", color=INK, fontweight="bold")
+    _tidy(axes, "epoch", "loss of the batch, smoothed (nats)")
+
+
+def demo_figure(curves: Sequence[Curve], title: str) -> Figure:
+    """The demo's picture: how the tuned learning rates meet (left), training loss with and without tuning (right).
+
+    Args:
+        curves: runs of the methods "fixed" and "apo" from the same three initial learning rates.
+        title: what was trained on what.
+    """
+    figure = Figure(figsize=(12, 5.2), layout="constrained", dpi=120)
+    figure.suptitle(title, color=INK, fontsize=13)
+    colours = dict(zip(sorted({curve.lr for curve in curves}), COLOURS, strict=True))
+    rates, losses = figure.subplots(1, 2)
+    _rates(rates, curves, colours)
+    _losses(losses, curves, colours)
+    handles = [Line2D([], [], color=INK, linewidth=3), Line2D([], [], color=INK, linewidth=1.5, linestyle=DASHES)]
+    names = ["AdamW tuned by apo", "AdamW alone"]
+    handles += [Line2D([], [], color=colour, linewidth=6) for colour in colours.values()]
+    names += [f"initial LR {_power(lr)}" for lr in colours]
+    figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, labelcolor=INK)
     return figure
