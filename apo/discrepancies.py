@@ -99,4 +99,4 @@ BY_NAME: dict[str, Discrepancy] = {
     "bregman": bregman,
     "gauss_newton": gauss_newton,
 }
-NEEDS_LOSS = (bregman, gauss_newton)
+NEEDS_LOSS = ("bregman", "gauss_newton", bregman, gauss_newton)

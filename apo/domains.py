@@ -11,8 +11,17 @@ from torch import Tensor
 
 from apo.types import Domain
 
-POSITIVE = Domain("(0, ∞)", lambda x: 0.0 < x < math.inf, torch.exp, torch.log)
-UNIT_INTERVAL = Domain("(0, 1)", lambda x: 0.0 < x < 1.0, torch.sigmoid, torch.logit)
+
+def _is_positive(value: float) -> bool:
+    return 0.0 < value < math.inf
+
+
+def _is_fraction(value: float) -> bool:
+    return 0.0 < value < 1.0
+
+
+POSITIVE = Domain("(0, ∞)", _is_positive, torch.exp, torch.log)
+UNIT_INTERVAL = Domain("(0, 1)", _is_fraction, torch.sigmoid, torch.logit)
 AVERAGING = UNIT_INTERVAL._replace(one_step=False)
 
 

@@ -182,6 +182,11 @@ class Proximal:
         wsd = self.wsd(steps) if callable(self.wsd) else self.wsd
         return weight("fsd", fsd), weight("wsd", wsd)
 
+    @property
+    def needs_targets(self) -> bool:
+        """Whether the discrepancy involves the loss, and so the targets of B'."""
+        return self.discrepancy in NEEDS_LOSS
+
     def distance(self, new: Tensor, old: Tensor, loss: Loss | None = None, targets: Any = None) -> Tensor:
         """The mean discrepancy between outputs, [].
 
@@ -198,7 +203,7 @@ class Proximal:
             ValueError: If the discrepancy needs a loss and there is none.
         """
         measure = BY_NAME[self.discrepancy] if isinstance(self.discrepancy, str) else self.discrepancy
-        if measure not in NEEDS_LOSS:
+        if not self.needs_targets:
             return measure(new, old).mean()
         if loss is None:
             raise ValueError(f"discrepancy={self.discrepancy!r} needs loss=, a function of outputs and targets")

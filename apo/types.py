@@ -9,7 +9,8 @@ is differentiable in φ. Everything else in the library is built on that signatu
 Optimization, Eq. 10.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -109,38 +110,48 @@ def elementwise(
     Returns:
         The rule. Each field of its state is a dict keyed by parameter name.
     """
+    return Rule(
+        partial(_init, init),
+        partial(_step, update),
+        hypers,
+        domains,
+        partial(_without_momentum, without_momentum) if without_momentum else None,
+    )
 
-    def lifted_init(params: Params) -> S:
-        blank = init(torch.zeros(()))
-        slices = {key: init(param.detach().to(compute_dtype(param.dtype))) for key, param in params.items()}
-        columns = ({key: s[i] for key, s in slices.items() if s[i] is not None} for i in range(len(blank)))
-        return type(blank)(*columns)
 
-    def slices(params: Params, grads: Params, state: S, hypers: H) -> Iterable[tuple[str, Tensor, Tensor, S, H]]:
-        for key, grad in grads.items():
-            dtype = compute_dtype(params[key].dtype)
-            slice_ = type(state)(*(field.get(key) for field in state))
-            local = type(hypers)(*(h[key] if isinstance(h, dict) else h for h in hypers))
-            yield key, params[key].to(dtype), grad.to(dtype), slice_, local
+def _init(init: Callable[[Tensor], S], params: Params) -> S:
+    blank = init(torch.zeros(()))
+    slices = {key: init(param.detach().to(compute_dtype(param.dtype))) for key, param in params.items()}
+    columns = ({key: s[i] for key, s in slices.items() if s[i] is not None} for i in range(len(blank)))
+    return type(blank)(*columns)
 
-    def lifted_step(params: Params, grads: Params, state: S, hypers: H) -> tuple[Params, S]:
-        new_params, new_fields = dict(params), [dict(field) for field in state]
-        for key, param, grad, old, local in slices(params, grads, state, hypers):
-            new, new_slice = update(param, grad, old, local)
-            new_params[key] = new.to(params[key].dtype)
-            for field, before, after in zip(new_fields, old, new_slice, strict=True):
-                if after is not None:
-                    field[key] = after.to(before.dtype)
-        return new_params, type(state)(*new_fields)
 
-    if without_momentum is None:
-        return Rule(lifted_init, lifted_step, hypers, domains)
-    free = without_momentum
+def _step(
+    update: Callable[[Tensor, Tensor, S, H], tuple[Tensor, S]], params: Params, grads: Params, state: S, hypers: H
+) -> tuple[Params, S]:
+    new_params, fields = dict(params), [dict(field) for field in state]
+    for key, param, grad, old, local in _slices(params, grads, state, hypers):
+        new, after = update(param, grad, old, local)
+        new_params[key] = new.to(params[key].dtype)
+        for field, was, now in zip(fields, old, after, strict=True):
+            if now is not None:
+                field[key] = now.to(was.dtype)
+    return new_params, type(state)(*fields)
 
-    def lifted_free(params: Params, grads: Params, state: S, hypers: H) -> Params:
-        moved = dict(params)
-        for key, param, grad, old, local in slices(params, grads, state, hypers):
-            moved[key] = free(param, grad, old, local).to(params[key].dtype)
-        return moved
 
-    return Rule(lifted_init, lifted_step, hypers, domains, lifted_free)
+def _without_momentum(
+    free: Callable[[Tensor, Tensor, S, H], Tensor], params: Params, grads: Params, state: S, hypers: H
+) -> Params:
+    new_params = dict(params)
+    for key, param, grad, old, local in _slices(params, grads, state, hypers):
+        new_params[key] = free(param, grad, old, local).to(params[key].dtype)
+    return new_params
+
+
+def _slices(params: Params, grads: Params, state: S, hypers: H) -> Iterator[tuple[str, Tensor, Tensor, S, H]]:
+    """What an update sees of each parameter with a gradient: name, parameter, gradient, state, hyperparameters."""
+    for key, grad in grads.items():
+        dtype = compute_dtype(params[key].dtype)
+        slice_ = type(state)(*(field.get(key) for field in state))
+        local = type(hypers)(*(h[key] if isinstance(h, dict) else h for h in hypers))
+        yield key, params[key].to(dtype), grad.to(dtype), slice_, local

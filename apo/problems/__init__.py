@@ -1,1 +1,5 @@
 """Test problems with known answers."""
+
+from apo.problems.functions import IllConditionedRegression, rosenbrock
+
+__all__ = ["IllConditionedRegression", "rosenbrock"]

@@ -1,0 +1,275 @@
+"""Q and its gradient at the live weights, leaving no trace.
+
+The weights that are judged are in the live parameters, so an ordinary forward and backward is all there is: activation
+checkpointing, compiled models, shared modules and tied weights work as they do in training. What an extra evaluation
+would disturb is put back: buffers, ``.grad``, training flags, and the state of the random number generators.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from apo.discrepancies import Loss
+from apo.proximal import Proximal
+from apo.types import Params
+
+Evaluate = Callable[[nn.Module, Any], tuple[Tensor, Any]]
+FP16_SCALE = 1024.0
+"""Q is scaled by this before a backward in float16, and the gradient unscaled after it."""
+
+
+class Conditions(NamedTuple):
+    """Under which a forward ran: random number generators by device, autocast by device type."""
+
+    rng: dict[torch.device, Tensor]
+    autocast: dict[str, tuple[bool, torch.dtype]]
+
+
+class Fed(NamedTuple):
+    """A batch, its weight, and the conditions of the forward that gave its gradient (None if unknown)."""
+
+    batch: Any
+    weight: float
+    conditions: Conditions | None
+
+
+class Judgement(NamedTuple):
+    """Q apart, and its gradient (without the weight-space term, which needs no evaluation)."""
+
+    loss: float
+    fsd: float
+    gradient: Params
+
+
+class Recorder:
+    """A forward pre-hook that notes the conditions of training forwards while it is armed.
+
+    A copy of the model carries a copy of the hook: that copy is not armed and notes nothing.
+    """
+
+    def __init__(self, devices: Sequence[torch.device] = ()) -> None:
+        """Note the conditions on these devices, and on the CPU."""
+        self.devices = {torch.device("cpu"), *devices}
+        self.armed = False
+        self.seen: list[Conditions] = []
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        """Note the conditions of a forward that records a graph."""
+        if self.armed and torch.is_grad_enabled():
+            self.seen.append(self.now())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy starts idle."""
+        return {"devices": self.devices, "armed": False, "seen": []}
+
+    def now(self) -> Conditions:
+        """The conditions at this moment."""
+        types = {device.type for device in self.devices}
+        return Conditions(
+            {device: _rng(device).get_rng_state(*_at(device)) for device in self.devices},
+            {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types},
+        )
+
+
+@contextmanager
+def under(conditions: Conditions) -> Iterator[None]:
+    """Enter the conditions of an earlier forward; the generators are left where the body leaves them."""
+    for device, state in conditions.rng.items():
+        _rng(device).set_rng_state(state, *_at(device))
+    with ExitStack() as stack:
+        for kind, (enabled, dtype) in conditions.autocast.items():
+            stack.enter_context(torch.autocast(kind, dtype=dtype if enabled else None, enabled=enabled))
+        yield
+
+
+class Evaluation:
+    """How a batch becomes a loss and outputs, and how both are taken at the live weights.
+
+    Attributes:
+        model: The module, without a data-parallel wrapper.
+        recorder: Notes the conditions of training forwards.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        params: Mapping[str, Tensor],
+        loss: Loss | None,
+        forward: Callable[[nn.Module, Any], Any] | None,
+        target: Callable[[Any], Any] | None,
+        evaluate: Evaluate | None,
+    ) -> None:
+        """Hold the model and the functions, and hook the model's forward."""
+        self.model, self.params = model, params
+        self.loss, self.forward, self.target, self.evaluate = loss, forward, target, evaluate
+        self.recorder = Recorder([*{param.device for param in params.values()}])
+        model.register_forward_pre_hook(self.recorder)
+
+    def value(self, feeds: Sequence[Fed]) -> float:
+        """The weighted mean loss over batches at the live weights."""
+        total = sum(fed.weight for fed in feeds)
+        with self.undisturbed(), torch.no_grad():
+            return sum(fed.weight / total * self._run(fed)[0].item() for fed in feeds)
+
+    def outputs(self, feeds: Sequence[Fed]) -> list[tuple[Tensor, Conditions]]:
+        """The outputs on batches at the live weights, and the conditions under which to take them again."""
+        taken = []
+        with self.undisturbed(), torch.no_grad():
+            for fed in feeds:
+                conditions = fed.conditions or self.recorder.now()
+                with under(conditions):
+                    taken.append((logits(self._outputs(fed.batch)), conditions))
+        return taken
+
+    def judge(
+        self,
+        objective: Proximal,
+        feeds: Sequence[Fed],
+        other: Sequence[Fed],
+        old: Sequence[tuple[Tensor, Conditions]],
+        fsd: float,
+    ) -> Judgement:
+        """The loss and the function-space discrepancy at the live weights, and their gradient.
+
+        Args:
+            objective: Says how the discrepancy is measured.
+            feeds: B; empty leaves the loss out.
+            other: B'.
+            old: The outputs on B' at θ.
+            fsd: λ_FSD.
+
+        Returns:
+            The loss on B, fsd times the mean discrepancy on B', and the gradient of their sum.
+        """
+        loss = distance = 0.0
+        scale = FP16_SCALE if any(_in_float16(fed.conditions) for fed in feeds) else 1.0
+        with self.undisturbed(), self._gradients_aside(), torch.enable_grad():
+            for fed in feeds:
+                part = fed.weight / sum(f.weight for f in feeds) * self._run(fed)[0]
+                loss += _backward(part, scale)
+            for fed, (before, conditions) in zip(other, old, strict=True):
+                with under(conditions):
+                    after = logits(self._outputs(fed.batch))
+                    apart = objective.distance(after, before, self.loss, self._targets(fed.batch, objective))
+                part = fsd * fed.weight / sum(f.weight for f in other) * apart
+                distance += _backward(part, scale)
+            gradient = {name: param.grad for name, param in self.params.items() if param.grad is not None}
+            if scale != 1.0:
+                gradient = {name: grad / scale for name, grad in gradient.items()}
+        return Judgement(loss, distance, gradient)
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Put back buffers, training flags and random number generators at the end, also after an error."""
+        modules = list(self.model.modules())
+        flags = [module.training for module in modules]
+        buffers = [(m, name, b, b.clone()) for m in modules for name, b in m.named_buffers(recurse=False)]
+        armed, self.recorder.armed = self.recorder.armed, False
+        rng = self.recorder.now().rng
+        try:
+            yield
+        finally:
+            self.recorder.armed = armed
+            for module, flag in zip(modules, flags, strict=True):
+                module.training = flag
+            with torch.no_grad():
+                for module, name, buffer, content in buffers:
+                    setattr(module, name, buffer)
+                    buffer.copy_(content)
+            for device, state in rng.items():
+                _rng(device).set_rng_state(state, *_at(device))
+
+    @contextmanager
+    def _gradients_aside(self) -> Iterator[None]:
+        params = {**dict(self.model.named_parameters()), **self.params}.values()
+        kept = [(param, param.grad) for param in params]
+        try:
+            for param, _ in kept:
+                param.grad = None
+            yield
+        finally:
+            for param, grad in kept:
+                param.grad = grad
+
+    def _run(self, fed: Fed) -> tuple[Tensor, Any]:
+        """Loss and outputs on one batch, under the conditions of its forward."""
+        with under(fed.conditions or self.recorder.now()):
+            if self.evaluate is not None:
+                loss, outputs = self.evaluate(self.model, fed.batch)
+            else:
+                outputs = self._outputs(fed.batch)
+                loss = outputs.loss if self.loss is None else self.loss(outputs, self._target(fed.batch))
+        if getattr(loss, "numel", int)() != 1:
+            raise TypeError(
+                f"the loss must be a tensor with one element, not {_describe(loss)}; see loss= and evaluate="
+            )
+        return loss.reshape(()), outputs
+
+    def _outputs(self, batch: Any) -> Any:
+        if self.forward is not None:
+            return self.forward(self.model, batch)
+        if self.evaluate is not None:
+            return self.evaluate(self.model, batch)[1]
+        if isinstance(batch, Mapping):
+            return self.model(**batch)
+        if isinstance(batch, Sequence) and len(batch):
+            return self.model(batch[0])
+        raise TypeError(f"a batch must be a sequence or a mapping, not {_describe(batch)}; pass forward= and target=")
+
+    def _target(self, batch: Any) -> Any:
+        if self.target is not None:
+            return self.target(batch)
+        if isinstance(batch, Mapping) and "labels" in batch:
+            return batch["labels"]
+        if isinstance(batch, Sequence) and len(batch) == 2:
+            return batch[1]
+        raise TypeError(f"no targets in {_describe(batch)}: pass target=, a function from a batch to its targets")
+
+    def _targets(self, batch: Any, objective: Proximal) -> Any:
+        return self._target(batch) if objective.needs_targets else None
+
+
+def logits(outputs: Any) -> Tensor:
+    """The tensor in which outputs are compared: themselves, or their ``logits``.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    tensor = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"outputs must be a tensor or have .logits, not {_describe(outputs)}; pass forward= or evaluate="
+        )
+    return tensor
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside a data-parallel wrapper, or the module itself."""
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    return cast(nn.Module, model.module) if isinstance(model, wrappers) else model
+
+
+def _backward(part: Tensor, scale: float) -> float:
+    if not part.requires_grad:
+        raise ValueError("the loss does not depend on the model's parameters: was it detached?")
+    torch.autograd.backward(scale * part)
+    return part.item()
+
+
+def _in_float16(conditions: Conditions | None) -> bool:
+    return conditions is not None and (True, torch.float16) in conditions.autocast.values()
+
+
+def _describe(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _rng(device: torch.device) -> Any:
+    return torch if device.type == "cpu" else torch.get_device_module(device)
+
+
+def _at(device: torch.device) -> tuple[torch.device, ...]:
+    return () if device.type == "cpu" else (device,)

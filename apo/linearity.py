@@ -1,0 +1,75 @@
+"""Whether an optimizer's step is proportional to its learning rate, found by trying.
+
+Where it is, dθ'/d log lr is the step itself, and any optimizer can be tuned without looking inside. The class is built
+anew on a toy tensor with the options of a parameter group, and its steps at lr and 2·lr from one state are compared:
+after some steps, as ASGD and Rprop look linear at first, and for large learning rates, as Adafactor caps its step.
+"""
+
+import copy
+import inspect
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+RATES = (1e-3, 3e-2, 3.0)
+WARM_UPS = (5, 30)
+TOLERANCE = 1e-8
+
+
+def why_not_linear(optimizer: torch.optim.Optimizer) -> str | None:
+    """The reason why an optimizer's learning rate cannot be tuned through its steps, or None.
+
+    Args:
+        optimizer: Any optimizer; it is left alone, a toy of its class is tried.
+
+    Returns:
+        A sentence for an error message, or None if every group's step is linear in its learning rate.
+    """
+    name = type(optimizer).__name__
+    seen: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        options = {key: value for key, value in group.items() if key in optimizer.defaults and key != "lr"}
+        if options in seen:
+            continue
+        seen.append(options)
+        for rate in RATES:
+            try:
+                linear = all(_linear_after(type(optimizer), options, rate, warm_up) for warm_up in WARM_UPS)
+            except Exception as error:
+                return f"a toy {name} could not be built and stepped to see whether its step is linear in lr ({error})"
+            if not linear:
+                return f"the step of {name} is not proportional to its lr, so its lr cannot be judged by its step"
+    return None
+
+
+def _linear_after(
+    cls: Callable[..., torch.optim.Optimizer], options: dict[str, Any], rate: float, warm_up: int
+) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    toy = torch.nn.Parameter(torch.randn(4, 3, generator=generator, dtype=torch.float64))
+    accepted = inspect.signature(cls).parameters
+    variadic = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    options = {key: value for key, value in options.items() if key in accepted or variadic}
+    options |= {key: False for key in ("capturable", "differentiable") if key in options}
+    optimizer = cls([toy], lr=rate, **options)
+    for _ in range(warm_up):
+        toy.grad = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+        optimizer.step()
+    start, state = toy.detach().clone(), copy.deepcopy(optimizer.state_dict())
+    moved = []
+    for factor in (1.0, 2.0):
+        with torch.no_grad():
+            toy.copy_(start)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer.load_state_dict(copy.deepcopy(state))
+        optimizer.param_groups[0]["lr"] = factor * rate
+        optimizer.step()
+        moved.append(toy.detach() - start)
+    gap, size = (moved[1] - 2.0 * moved[0]).norm().item(), moved[1].norm().item()
+    # θ' − θ carries the rounding of θ itself, which no step can be blamed for.
+    rounding = 8.0 * torch.finfo(torch.float64).eps * start.norm().item()
+    return math.isfinite(size) and gap <= TOLERANCE * size + rounding
