@@ -29,11 +29,12 @@ class Entry(NamedTuple):
 
 
 def _table(entries: dict[tuple[str, float], Entry]) -> Table:
-    table = Table(title="AdamW alone, and tuned by apo")
-    table.add_column("initial LR", justify="right")
-    for group in ("AdamW alone", "with apo"):
-        table.add_column(f"{group}\ntraining loss", justify="right")
-        table.add_column("\ntest accuracy", justify="right")
+    caption = "loss: mean over the whole training set; accuracy: of the test set"
+    table = Table(title="AdamW alone, and tuned by apo", caption=caption)
+    table.add_column("\ninitial LR", justify="right")
+    for group in ("alone", "with apo"):
+        table.add_column(f"{group}\nloss", justify="right")
+        table.add_column("\naccuracy", justify="right")
     table.add_column("\ntuned LR", justify="right")
     for lr in LRS:
         plain, tuned = entries["fixed", lr].outcome, entries["apo", lr].outcome
@@ -92,9 +93,7 @@ def demo(
     with display(console, lines=4) as shown:
         for config in configs:
             run = Run(config, task)
-            stage = shown.stage(
-                f"{'AdamW + apo' if config.method == 'apo' else 'AdamW':<11} from {config.lr:<5g}", run.steps
-            )
+            stage = shown.stage(f"{'apo' if config.method == 'apo' else 'alone':<5} {config.lr:<5g}", run.steps)
             for row in run.rows():
                 stage.update(run.step, row)
             entries[config.method, config.lr] = Entry(run, run.outcome())

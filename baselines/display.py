@@ -51,7 +51,7 @@ class Stage:
         if self.progress is not None:
             if row is not None:
                 accuracy = percent(self.accuracy)
-                values = f"loss {number(row['loss']):>8}  accuracy {accuracy:>6}  lr {number(row['lr']):>8}"
+                values = f"loss {number(row['loss']):<8} acc {accuracy:>6}  lr {number(row['lr']):<8}"
                 self.progress.update(self.task, completed=step, values=values)
         elif row is not None and row["test_accuracy"] is not None and (step >= self.next_line or step == self.steps):
             self.next_line = step + self.between

@@ -65,7 +65,7 @@ def training_figure(history: Sequence[Row], title: str) -> Figure:
     accuracy.plot(at, [100 * fraction for fraction in fractions], color=VERMILION, linewidth=1.8)
     _tidy(accuracy, "epoch", "test accuracy (%)")
     at, lrs = column(history, "lr", "epoch")
-    rates.plot(at, lrs, color=GREEN, linewidth=1.8)
+    rates.plot(at, lrs, color=GREEN, linewidth=1.8, drawstyle="steps-pre")
     _log_if_positive(rates, lrs)
     _tidy(rates, "epoch", "learning rate")
     return figure

@@ -134,7 +134,7 @@ class Run:
         self.method = METHODS[config.method](self.model, config)
         self.order = Order(examples, config.batch_size, config.seed)
         self.step = 0
-        self.seconds = 0.0
+        self.seconds = 0.0  # spent in training steps; evaluations are not counted
         self.history: list[Row] = []
         self._losses: list[Tensor] = []  # of the batches since the last row
 
@@ -145,32 +145,29 @@ class Run:
 
     def advance(self) -> Row | None:
         """Take one training step; at row steps, return the new row of the history."""
-        started = time.perf_counter()
         if not self.history:
-            self._record()
+            self._record(None)
+        started = time.perf_counter()
         indices = self.order.draw().to(self.device)
         batch = self.data.train_inputs[indices], self.data.train_targets[indices]
         self._losses.append(self.method.step(batch, self.step / self.steps))
         self.step += 1
-        row = None
-        if self.finished or self.step % self.eval_every == 0 or self.step % self.config.log_every == 0:
-            row = self._record()
+        at_row = self.finished or self.step % self.eval_every == 0 or self.step % self.config.log_every == 0
+        loss = torch.stack(self._losses).double().mean().item() if at_row else None  # waits for the device
         self.seconds += time.perf_counter() - started
-        return row
+        return self._record(loss) if at_row else None
 
     def rows(self) -> Iterator[Row | None]:
         """Advance to the end, giving each step's row, or None."""
         while not self.finished:
             yield self.advance()
 
-    def _record(self) -> Row:
+    def _record(self, loss: float | None) -> Row:
         """Append a row: mean batch loss since the last row, learning rate, and (each `eval_every`) the test set's."""
         row: Row = dict.fromkeys(COLUMNS)
-        row |= {"step": self.step, "epoch": self.step / self.steps_per_epoch, "lr": self.method.lr}
-        row["seconds"] = self.seconds
-        if self._losses:
-            row["loss"] = torch.stack(self._losses).double().mean().item()
-            self._losses = []
+        row |= {"step": self.step, "epoch": self.step / self.steps_per_epoch, "loss": loss}
+        row |= {"lr": self.method.lr, "seconds": self.seconds}
+        self._losses = []
         if self.finished or self.step % self.eval_every == 0:
             row["test_loss"], row["test_accuracy"] = evaluate(self.model, self.data.test_inputs, self.data.test_targets)
         self.history.append(row)

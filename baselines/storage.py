@@ -115,7 +115,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
 def results(run: Run) -> dict[str, Any]:
     """The content of `results.json`: what was run, on what, and what came out.
 
-    `outcome` is measured in eval mode at the end: the losses are means over the whole training and test set.
+    `outcome` is measured in eval mode at the end: the losses are means over the whole training and test set. Its
+    seconds are wall-clock time in training steps, evaluations left out.
     """
 
     def curve(name: str) -> list[list[float | None]]:
