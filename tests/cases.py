@@ -11,7 +11,7 @@ from torch.func import functional_call, grad
 
 import apo
 from apo.domains import AVERAGING, POSITIVE, UNIT_INTERVAL
-from apo.types import Params
+from apo.types import Params, leaves
 
 
 class RuleCase(NamedTuple):
@@ -177,3 +177,13 @@ def granular(granularity: str, rule: apo.Rule, params: Params) -> Any:
 def names(cases: Iterable[RuleCase]) -> list[str]:
     """The ids of a parametrised test."""
     return [case.name for case in cases]
+
+
+def tensors(*trees: Any) -> list[Tensor]:
+    """All tensors of params, gradients, states and hypers."""
+    return [t for tree in trees for t in (list(tree.values()) if isinstance(tree, dict) else leaves(tree))]
+
+
+def bits(tensor: Tensor) -> bytes:
+    """The tensor's numbers, for comparisons that tell −0 from 0 and take NaN as equal to itself."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
