@@ -1,7 +1,11 @@
 """Amortized proximal optimization: optimizers that tune themselves while they train."""
 
 from apo import discrepancies, domains, problems
+from apo.hypers import Tune
+from apo.meta import Gradient, Newton
+from apo.optimizer import APO
 from apo.proximal import Proximal, hypergradient, lookahead, momentum_free
+from apo.record import Record
 from apo.rules.adam import adam, adamw
 from apo.rules.rmsprop import rmsprop
 from apo.rules.sgd import sgd
@@ -10,10 +14,15 @@ from apo.types import Domain, Params, Rule, elementwise
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "APO",
     "Domain",
+    "Gradient",
+    "Newton",
     "Params",
     "Proximal",
+    "Record",
     "Rule",
+    "Tune",
     "adam",
     "adamw",
     "discrepancies",

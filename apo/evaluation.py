@@ -246,6 +246,19 @@ def logits(outputs: Any) -> Tensor:
     return tensor
 
 
+def head(batch: Any, fraction: float) -> Any:
+    """The leading fraction of the examples of a batch: of every tensor in it, at least one row."""
+    if fraction == 1.0:
+        return batch
+    if isinstance(batch, Tensor):
+        return batch[: max(1, round(fraction * len(batch)))]
+    if isinstance(batch, Mapping):
+        return {key: head(value, fraction) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return [head(value, fraction) for value in batch]
+    return batch
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside a data-parallel wrapper, or the module itself."""
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)

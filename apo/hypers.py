@@ -75,27 +75,27 @@ class Tune:
         layer = name.rpartition(".")[0] or name
         return {"global": "", "group": str(group), "layer": layer, "parameter": name}[self.by]
 
-    def limit(self, old: float, new: float, domain: Domain, values: Iterable[float]) -> float:
-        """The offset nearest to ``new`` that the bounds allow.
+    def limit(self, offset: float, domain: Domain, starts: Iterable[float], old: float | None) -> float:
+        """The offset nearest to the wanted one that the bounds allow.
 
         Args:
-            old: The offset before the meta-step.
-            new: The offset that the meta-optimizer wants.
+            offset: The offset that is wanted.
             domain: The domain of the hyperparameter.
-            values: Its values at offset 0, one a group that shares the key.
+            starts: Its values at offset 0, of all that share the key.
+            old: The offset before, from which ``max_change`` counts; None leaves that bound out.
 
         Returns:
             The offset.
         """
-        if self.max_change is not None:
+        if self.max_change is not None and old is not None:
             reach = math.log(self.max_change)
-            new = min(max(new, old - reach), old + reach)
-        starts = [free(domain, value) for value in values]
+            offset = min(max(offset, old - reach), old + reach)
+        origins = [free(domain, start) for start in starts]
         if self.low is not None:
-            new = max([new, *(free(domain, self.low) - start for start in starts)])
+            offset = max([offset, *(free(domain, self.low) - origin for origin in origins)])
         if self.high is not None:
-            new = min([new, *(free(domain, self.high) - start for start in starts)])
-        return new
+            offset = min([offset, *(free(domain, self.high) - origin for origin in origins)])
+        return offset
 
 
 def free(domain: Domain, value: float) -> float:

@@ -64,7 +64,6 @@ class NewtonState:
         slope: Average of a/η.
         curvature: Average of max(c, 0)/η².
         weight: The sum of the averages' weights, which corrects their start.
-        searched: Whether the first step has been searched.
         loss: Running mean of the losses on the batches of meta-steps.
         spread: Running mean of the absolute deviation from it.
         losses: How many losses are in.
@@ -73,7 +72,6 @@ class NewtonState:
     slope: float = 0.0
     curvature: float = 0.0
     weight: float = 0.0
-    searched: bool = False
     loss: float = 0.0
     spread: float = 0.0
     losses: int = 0
@@ -112,7 +110,7 @@ class NewtonState:
         self.losses += 1
 
 
-def search(loss_at: Callable[[float], float], start: float, slope: float) -> tuple[float, int]:
+def search(loss_at: Callable[[float], float], start: float, slope: float) -> float:
     """The scale of a step, among powers of 4, that lowers the loss on its own batch the most.
 
     Args:
@@ -121,15 +119,12 @@ def search(loss_at: Callable[[float], float], start: float, slope: float) -> tup
         slope: Its derivative with respect to the scale, at 0.
 
     Returns:
-        The scale and the number of evaluations. A change too small to measure counts as a reason to grow. If no scale
-        lowers the loss, the smallest one tried.
+        The scale, from at most 21 losses. A change too small to measure counts as a reason to grow; if no scale lowers
+        the loss, the smallest one tried.
     """
     noise = 8.0 * torch.finfo(torch.float32).eps * abs(start)
-    tried = 0
 
     def judged(scale: float) -> tuple[float, bool]:
-        nonlocal tried
-        tried += 1
         loss = loss_at(scale)
         silent = abs(loss - start) <= noise
         return (start if silent else loss), silent or loss <= start + ARMIJO * scale * min(slope, 0.0)
@@ -147,10 +142,10 @@ def search(loss_at: Callable[[float], float], start: float, slope: float) -> tup
             loss, good = judged(scale)
             if good:
                 break
-    return scale, tried
+    return scale
 
 
-def shorten(loss_at: Callable[[float], float], start: float) -> tuple[float, int]:
+def shorten(loss_at: Callable[[float], float], start: float) -> float:
     """The largest scale among 1/4, 1/16, ... at which a step does not make its own batch worse.
 
     Args:
@@ -158,13 +153,14 @@ def shorten(loss_at: Callable[[float], float], start: float) -> tuple[float, int
         start: The loss at scale 0.
 
     Returns:
-        The scale and the number of evaluations; 4⁻⁶ if none is good enough.
+        The scale; 4⁻⁶ if none is good enough.
     """
-    for tried in range(1, 7):
-        scale = FACTOR**-tried
+    scale = 1.0
+    for _ in range(6):
+        scale /= FACTOR
         if loss_at(scale) <= start:
             break
-    return scale, tried
+    return scale
 
 
 @dataclass(frozen=True, init=False)

@@ -1,0 +1,64 @@
+"""Checkpoints: the base optimizers' own, with what the tuning knows as plain numbers in the groups.
+
+Distributed checkpointing keeps what is in the groups and drops what stands beside them; so every group carries a copy,
+under names that begin with "apo/". Format 1.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+FORMAT = 1
+PREFIX = "apo/"
+COUNTERS = ("steps", "counted", "skipped", "without_other", "frozen")
+
+State = dict[str, Any]
+
+
+def pack(state_dict: State, numbers: dict[str, Any]) -> State:
+    """Put the tuning's numbers into every group of a state dict."""
+    extra = {PREFIX + name: value for name, value in {"format": FORMAT, **numbers}.items()}
+    return {**state_dict, "param_groups": [{**group, **extra} for group in state_dict["param_groups"]]}
+
+
+def unpack(state_dict: State) -> tuple[State, dict[str, Any]]:
+    """Take the tuning's numbers out of a state dict; there are none in a bare optimizer's.
+
+    Raises:
+        ValueError: If they are of a newer format.
+    """
+    groups: list[State] = []
+    numbers: dict[str, Any] = {}
+    for group in state_dict["param_groups"]:
+        groups.append({name: value for name, value in group.items() if not name.startswith(PREFIX)})
+        numbers |= {name.removeprefix(PREFIX): v for name, v in group.items() if name.startswith(PREFIX)}
+    if numbers.get("format", FORMAT) > FORMAT:
+        raise ValueError(f"the checkpoint is of format {numbers['format']}, newer than {FORMAT}: update apo to load it")
+    return {**state_dict, "param_groups": groups}, numbers
+
+
+def check_fit(state_dict: State, groups: Sequence[State]) -> None:
+    """Raise if a state dict does not fit the groups, before anything has been loaded.
+
+    Raises:
+        ValueError: If the number of groups, or of parameters in one, differs.
+    """
+    theirs = [len(group["params"]) for group in state_dict["param_groups"]]
+    ours = [len(group["params"]) for group in groups]
+    if theirs != ours:
+        raise ValueError(f"the checkpoint has groups of {theirs} parameters, this optimizer has groups of {ours}")
+
+
+def split(state_dict: State, optimizers: Sequence[torch.optim.Optimizer]) -> list[State]:
+    """One state dict for each base optimizer, with positions counted from its own first parameter."""
+    parts, groups, first = [], list(state_dict["param_groups"]), 0
+    for optimizer in optimizers:
+        own, groups = groups[: len(optimizer.param_groups)], groups[len(optimizer.param_groups) :]
+        count = sum(len(group["params"]) for group in own)
+        positions = range(first, first + count)
+        state = {i - first: entry for i, entry in state_dict["state"].items() if i in positions}
+        moved = [{**group, "params": [i - first for i in group["params"]]} for group in own]
+        parts.append({**state_dict, "state": state, "param_groups": moved})
+        first += count
+    return parts

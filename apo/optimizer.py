@@ -1,0 +1,416 @@
+"""`APO`: any optimizer, with hyperparameters that tune themselves while it trains.
+
+At a meta-step the shell (1) takes the outputs on B' at θ, (2) takes the step, (3) takes Q and its gradient G at the
+live weights, which now are θ', and (4) pulls G back to the hyperparameters and moves them for the steps to come. Any
+other step is the base optimizer's own. It only conducts: `bases` takes the step, `evaluation` judges it, `meta` and `tuning`
+move the hyperparameters, `record` keeps the rows.
+"""
+
+import itertools
+import math
+import operator
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from apo import checkpoint
+from apo.bases import Base, TorchBase
+from apo.discrepancies import Loss
+from apo.evaluation import Evaluate, Evaluation, Fed, head, unwrapped
+from apo.hypers import parse
+from apo.meta import Gradient, Newton, search, shorten
+from apo.meta import parse as parse_meta
+from apo.proximal import Proximal
+from apo.record import Record
+from apo.rule_base import RuleBase, RuleOptimizer
+from apo.stepping import Judge, Step, Verdict
+from apo.tuning import Tuning
+from apo.types import Rule
+
+
+class APO(torch.optim.Optimizer):
+    """A base optimizer whose hyperparameters are tuned by amortized proximal optimization.
+
+    It is a `torch.optim.Optimizer`: its groups and state are the base optimizer's own, live. ``group["lr"]`` stays the
+    user's or the scheduler's number; the step uses it times ``group["lr_factor"]`` (times ``relative``), which is
+    ``group["effective_lr"]``.
+
+    Attributes:
+        objective: What is judged.
+        record: One row for each meta-step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        base: Rule[Any, Any] | torch.optim.Optimizer | Sequence[Any],
+        loss: Loss | None = None,
+        *,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        target: Callable[[Any], Any] | None = None,
+        evaluate: Evaluate | None = None,
+        objective: Proximal | None = None,
+        tune: dict[str, Any] | None = None,
+        meta: str | Newton | Gradient = "newton",
+        relative: Callable[[int], float] | None = None,
+        assume_linear: bool = False,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        """Wrap a base optimizer.
+
+        Args:
+            model: The module that is trained.
+            base: A rule (``apo.rmsprop(lr=1e-3)``), which takes every parameter of the model; a torch optimizer whose
+                step is linear in its learning rate; or a list of torch optimizers and pairs (rule, parameters).
+            loss: ``loss(outputs, target) -> []``, averaged over examples; None if outputs have ``.loss``.
+            forward: ``forward(model, batch) -> outputs``; the default is ``model(batch[0])`` for a sequence and
+                ``model(**batch)`` for a mapping.
+            target: ``target(batch)``; the default is ``batch[1]``, or ``batch["labels"]``.
+            evaluate: ``evaluate(model, batch) -> (loss, outputs)`` in the place of the three above.
+            objective: What is judged; the default is the loss alone.
+            tune: What may change: from hyperparameter names to "global", "group", "layer", "parameter", a function
+                from parameter name to key, or a `Tune`. The default is one factor on every learning rate.
+            meta: How it changes: "newton", "paper", `Newton` or `Gradient`.
+            relative: A schedule on top: a function of the number of steps taken, in units of the tuned learning rate.
+            assume_linear: Take it as given that a torch optimizer's step is linear in its learning rate.
+            skip_nonfinite: Skip (and count) steps whose gradient is not finite.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If a value cannot work; the message says what to do.
+        """
+        _check_types(model, objective, loss=loss, forward=forward, target=target, evaluate=evaluate, relative=relative)
+        how = parse({"lr": "global"} if tune is None else tune)
+        configured = parse_meta(meta, any(t.by_parameter for t in how.values()))
+        self.objective = Proximal() if objective is None else objective
+        self.record = Record()
+        self._model = unwrapped(model)
+        self._names: dict[Tensor, str] = {}
+        self._params: dict[str, Tensor] = {}
+        self._skip_nonfinite = skip_nonfinite
+        self._steps = self._counted = self._skipped = self._without_other = 0
+        self._frozen = False
+        self._warned: set[str] = set()
+        self._feeds: list[tuple[Any, float]] = []
+        self._kept: list[Fed] = []
+        self._sizes: list[int] = []
+        self._bases: list[Base] = []
+        for optimizer in _optimizers(base, self._model):
+            if isinstance(optimizer, RuleOptimizer):
+                self._bases.append(RuleBase(optimizer, how, self._names))
+            else:
+                judged = self.objective.lookahead
+                linear = assume_linear or "lr" not in how
+                self._bases.append(TorchBase(optimizer, how, self._names, assume_linear=linear, judged=judged))
+        super().__init__([p for b in self._bases for g in b.optimizer.param_groups for p in g["params"]], {})
+        self.defaults = self._bases[0].optimizer.defaults
+        self._evaluation = Evaluation(self._model, self._params, loss, forward, target, evaluate)
+        self._tuning = Tuning(how, configured, relative)
+        self._link()
+        self._evaluation.recorder.armed = self.due
+
+    @property
+    def due(self) -> bool:
+        """Whether the next step will use a batch: to judge itself, or to serve as the other batch of the one after."""
+        if self._frozen or not self._tuning.offsets:
+            return False
+        ahead = -self._counted % self._tuning.meta.every
+        return ahead == 0 or (ahead == 1 and self.objective.fsd != 0.0)
+
+    def feed(self, batch: Any, weight: float = 1.0) -> None:
+        """Hand over a batch that the gradient of the next step is of; call it once for each accumulated batch.
+
+        Args:
+            batch: What the training loop calls a batch.
+            weight: Its weight in the mean over the batches of the step.
+
+        Raises:
+            ValueError: If the weight is not positive.
+        """
+        if not 0.0 < weight < math.inf:
+            raise ValueError(f"weight={weight!r} is not in (0, ∞)")
+        if self.due:
+            self._feeds.append((batch, weight))
+
+    def step(self, closure: Callable[[], Any] | None = None, *, batch: Any = None, other: Any = None) -> Any:
+        """Take a step; at a meta-step, judge it and move the hyperparameters.
+
+        Args:
+            closure: Run first, with gradients enabled; it recomputes the loss and its gradient, and may feed.
+            batch: The batch that the gradient is of; the same as ``feed(batch)`` before.
+            other: Another batch for the function-space discrepancy, in the place of that of the call before.
+
+        Returns:
+            What the closure returned.
+        """
+        self._link()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        fed = [*self._feeds, (batch, 1.0)] if batch is not None else self._feeds
+        seen = self._evaluation.recorder.seen
+        conditions = seen if len(seen) == len(fed) else [None] * len(fed)
+        feeds = [Fed(b, weight, c) for (b, weight), c in zip(fed, conditions, strict=True)]
+        others = [Fed(other, 1.0, None)] if other is not None else self._kept
+        if self._skip_nonfinite and not self._finite_gradient():
+            self._skipped += 1
+            self._warn("a gradient is not finite: steps with such gradients are skipped")
+        else:
+            self._advance(feeds, others)
+        self._feeds = []
+        self._kept = feeds if self.objective.fsd != 0.0 and self._counted % self._tuning.meta.every == 0 else []
+        seen.clear()
+        self._evaluation.recorder.armed = self.due
+        return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base optimizer; its parameters are tuned with the others.
+
+        Args:
+            param_group: As in torch.
+
+        Raises:
+            ValueError: If there are several base optimizers: add the group to the one it belongs to.
+        """
+        if "_tuning" not in self.__dict__:
+            super().add_param_group(param_group)
+            return
+        if len(self._bases) > 1:
+            raise ValueError("there are several base optimizers: call add_param_group of the one it belongs to")
+        self._bases[0].optimizer.add_param_group(param_group)
+        self._link()
+
+    def hypers(self) -> dict[str, float]:
+        """The tuned hyperparameters for the next step, schedules apart.
+
+        Returns:
+            By label: "lr" for a global one ("lr/0", "lr/1" by group where values differ), "lr/<key>" for finer ones.
+        """
+        self._link()
+        return self._tuning.hypers()
+
+    def freeze(self) -> None:
+        """Stop tuning: hyperparameters stay as they are."""
+        self._frozen = True
+        self._feeds, self._kept, self._evaluation.recorder.armed = [], [], False
+
+    def unfreeze(self) -> None:
+        """Tune again."""
+        self._frozen = False
+        self._evaluation.recorder.armed = self.due
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state and groups; what the tuning knows is in the groups, as plain numbers.
+
+        Returns:
+            A dict that ``torch.load(..., weights_only=True)`` accepts.
+        """
+        self._link()
+        counters = {name: int(getattr(self, f"_{name}")) for name in checkpoint.COUNTERS}
+        return checkpoint.pack(super().state_dict(), counters | self._tuning.numbers())
+
+    def load_state_dict(self, state_dict: dict[str, Any], keep_hypers: bool = False) -> None:
+        """Resume from `state_dict`, or from the bare base optimizer's.
+
+        Args:
+            state_dict: What `state_dict` returned. Without the tuning's numbers, tuning starts afresh.
+            keep_hypers: Keep this optimizer's hyperparameters, tuned ones included, instead of the checkpoint's.
+
+        Raises:
+            ValueError: If it is of a newer format, or its groups do not fit.
+        """
+        plain, numbers = checkpoint.unpack(state_dict)
+        checkpoint.check_fit(plain, self.param_groups)
+        kept = [{name: value for name, value in group.items() if name != "params"} for group in self.param_groups]
+        for base, part in zip(self._bases, checkpoint.split(plain, [b.optimizer for b in self._bases]), strict=True):
+            base.optimizer.load_state_dict(part)
+        if keep_hypers:
+            for group, options in zip((g for b in self._bases for g in b.optimizer.param_groups), kept, strict=True):
+                group.update(options)
+        for name in checkpoint.COUNTERS if numbers else ():
+            setattr(self, f"_{name}", type(getattr(self, f"_{name}"))(numbers[name]))
+        self._link()
+        self._tuning.restore(numbers, offsets=not keep_hypers)
+        self._feeds, self._kept = [], []
+        self._show()
+        self._evaluation.recorder.armed = self.due
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything: a copy goes on tuning where this one stands."""
+        return self.__dict__.copy()
+
+    def _advance(self, feeds: Sequence[Fed], others: Sequence[Fed]) -> None:
+        """Take a step, and judge it if it is a meta-step's."""
+        values = self._tuning.values(self._steps)
+        judged = self.due and self._counted % self._tuning.meta.every == 0
+        if judged and not feeds and self.objective.loss_model == "exact":
+            self._warn("lr is not being tuned: pass batch= to step(), or feed() a batch, whenever opt.due is true")
+            judged = False
+        self._show(values)
+        if judged:
+            self._meta_step(values, feeds, others)
+            return
+        moving = any(True for base in self._bases for _ in base.moving())
+        for base, settings in zip(self._bases, values, strict=True):
+            base.step(settings)
+        self._steps += 1
+        self._counted += moving and any(group["effective_lr"] for group in self.param_groups)
+
+    def _meta_step(self, values: list[Any], feeds: Sequence[Fed], others: Sequence[Fed]) -> None:
+        fsd, wsd = self.objective.weights(self._steps)
+        self._without_other += bool(fsd and not others)
+        others = [fed._replace(batch=head(fed.batch, self.objective.other_fraction)) for fed in others if fsd]
+        old = self._evaluation.outputs(others)
+        judge = Judge(self._evaluation, self.objective, feeds, others, old, fsd, wsd)
+        ratios, tuning, taken = self._tuning.ratios(self._steps), self._tuning, self._steps
+        searching = tuning.searches and bool(feeds)
+        if searching:
+            judge.origin = judge.loss()
+            searching = math.isfinite(judge.origin)
+        backups = [base.backup() for base in self._bases] if searching else []
+        try:
+            step = Step(self._bases, values, self.objective.lookahead)
+            if searching and step.moved:
+                self._search(judge, step, max(ratios))
+        except BaseException:
+            for restore in backups:
+                restore()
+            raise
+        self._steps += 1
+        if not step.moved:
+            return
+        self._counted += 1
+        tuning.searched = tuning.searched or searching
+        schedules = any(ratio != 1.0 for ratio in ratios)
+        verdict = judge.judge(step, exact_start=schedules or isinstance(tuning.meta, Newton))
+        slopes = [*verdict.start.values(), *verdict.end.values()]
+        norm = math.nan
+        if not searching and self._backtrack(judge, step, verdict):
+            pass
+        elif not all(map(math.isfinite, (verdict.objective, *slopes))):
+            self._skipped += 1
+            self._warn("the objective or its gradient is not finite: the meta-step is skipped")
+        else:
+            norm = tuning.move(verdict.start, verdict.end, ratios)
+        self.record.rows.append(self._row(taken, verdict, judge, step, norm))
+
+    def _search(self, judge: Judge, step: Step, ratio: float) -> None:
+        """Search the scale of the first step, allowing for schedules and for momentum that has not built up."""
+        slope = sum(v for (c, _), v in step.pullback(step.gradient).items() if c.hyper == "lr")
+        scale = search(judge.along(step), cast(float, judge.origin), slope)
+        build_up = max(base.build_up() for base in self._bases)
+        step.rescale(self._tuning.rescale(scale * (ratio or 1.0) / build_up))
+
+    def _backtrack(self, judge: Judge, step: Step, verdict: Verdict) -> bool:
+        """Shorten a step that made its own batch clearly worse."""
+        newton = self._tuning.newton
+        if not self._tuning.backtracks or not judge.feeds or not newton.suspicious(verdict.loss):
+            newton.watch(verdict.loss)
+            return False
+        origin = judge.loss_before(step)
+        if not math.isfinite(origin) or verdict.loss <= origin + newton.spread:
+            newton.watch(verdict.loss)
+            return False
+        step.rescale(self._tuning.rescale(shorten(judge.along(step), origin)))
+        return True
+
+    def _row(self, taken: int, verdict: Verdict, judge: Judge, step: Step, norm: float) -> dict[str, float]:
+        start, end = (sum(v for (c, _), v in s.items() if c.hyper == "lr") for s in (verdict.start, verdict.end))
+        return {
+            "step": float(taken),
+            "objective": verdict.objective,
+            "loss": verdict.loss,
+            "fsd": verdict.fsd,
+            "wsd": verdict.wsd,
+            "slope": start,
+            "curvature": end - start,
+            "hypergradient_norm": norm,
+            "scale": step.scale,
+            "evaluations": float(judge.evaluations),
+            "skipped": float(self._skipped),
+            "without_other": float(self._without_other),
+            **self._tuning.hypers(),
+        }
+
+    def _link(self) -> None:
+        """Follow the base optimizers: their groups and state are ours."""
+        groups = [group for base in self._bases for group in base.optimizer.param_groups]
+        sizes = [len(group["params"]) for group in groups]
+        state = self._bases[0].optimizer.state
+        same = len(groups) == len(self.param_groups) and all(map(operator.is_, groups, self.param_groups))
+        if same and sizes == self._sizes and all(base.optimizer.state is self.state for base in self._bases):
+            return
+        for base in self._bases[1:]:
+            state.update(base.optimizer.state)
+            base.optimizer.state = state
+        self.state, self.param_groups, self._sizes = state, groups, sizes
+        named = {param: name for name, param in self._model.named_parameters()}
+        params = [param for group in groups for param in group["params"]]
+        if len(set(params)) < len(params):
+            twice = next(named.get(p, "a parameter") for p in params if params.count(p) > 1)
+            raise ValueError(f"{twice} is in more than one group; give it to one optimizer")
+        self._names.clear()
+        self._names.update({p: named.get(p, f"extra.{i}") for i, p in enumerate(params)})
+        self._params.clear()
+        self._params.update({name: param for param, name in self._names.items()})
+        first = 0
+        for base in self._bases:
+            base.first = first
+            first += len(base.optimizer.param_groups)
+        self._tuning.link(self._bases)
+        self._show()
+
+    def _show(self, values: list[Any] | None = None) -> None:
+        """Write the factor and the effective learning rate into the groups, as plain floats."""
+        values = self._tuning.values(self._steps) if values is None else values
+        for index, (group, settings) in enumerate(zip(self.param_groups, itertools.chain(*values), strict=True)):
+            group["lr_factor"] = self._tuning.factor(index)
+            rate = settings.get("lr", group["lr"])
+            group["effective_lr"] = _geometric_mean(rate) if isinstance(rate, dict) else float(rate)
+
+    def _finite_gradient(self) -> bool:
+        grads = (param.grad for base in self._bases for *_, param in base.moving())
+        return all(bool(torch.isfinite(grad).all()) for grad in grads if grad is not None)
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=5)
+
+
+def _optimizers(base: Any, model: nn.Module) -> list[torch.optim.Optimizer]:
+    """The ``base=`` argument as torch optimizers, rules held by a `RuleOptimizer`."""
+    if isinstance(base, Rule):
+        return [RuleOptimizer([p for p in model.parameters() if p.requires_grad], base)]
+    if isinstance(base, torch.optim.Optimizer):
+        return [base]
+    if not isinstance(base, list | tuple) or not base:
+        raise TypeError(f"base={base!r} must be a rule, a torch optimizer, or a list of optimizers and (rule, params)")
+    found: list[torch.optim.Optimizer] = []
+    for item in base:
+        if isinstance(item, torch.optim.Optimizer) and not isinstance(item, APO):
+            found.append(item)
+        elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Rule):
+            found.append(RuleOptimizer(item[1], item[0]))
+        else:
+            raise TypeError(f"{item!r} in base= must be a torch optimizer or a pair (rule, parameters)")
+    return found
+
+
+def _check_types(model: object, objective: object, **functions: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r} must be a torch.nn.Module; for plain functions see apo.hypergradient")
+    if not isinstance(objective, Proximal | None):
+        raise TypeError(f"objective={objective!r} must be an apo.Proximal")
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"{name}={function!r} must be a function or None")
+
+
+def _geometric_mean(rates: dict[str, float]) -> float:
+    values = list(rates.values())
+    return math.exp(sum(map(math.log, values)) / len(values)) if values and min(values) > 0.0 else 0.0
