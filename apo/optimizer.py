@@ -2,8 +2,8 @@
 
 At a meta-step the shell (1) takes the outputs on B' at θ, (2) takes the step, (3) takes Q and its gradient G at the
 live weights, which now are θ', and (4) pulls G back to the hyperparameters and moves them for the steps to come. Any
-other step is the base optimizer's own. It only conducts: `bases` takes the step, `evaluation` judges it, `meta` and `tuning`
-move the hyperparameters, `record` keeps the rows.
+other step is the base optimizer's own. The shell only conducts: `bases` takes steps, `evaluation` judges them, `tuning`
+and `meta` move the hyperparameters, `metastep` puts these in order, `record` keeps the rows.
 """
 
 import itertools
@@ -11,24 +11,24 @@ import math
 import operator
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from apo import checkpoint
-from apo.bases import Base, TorchBase
+from apo.bases import Values
 from apo.discrepancies import Loss
-from apo.evaluation import Evaluate, Evaluation, Fed, head, unwrapped
+from apo.evaluation import Evaluate, Evaluation, Fed, unwrapped
 from apo.hypers import parse
-from apo.meta import Gradient, Newton, search, shorten
+from apo.meta import Gradient, Newton
 from apo.meta import parse as parse_meta
+from apo.metastep import MetaStep
 from apo.proximal import Proximal
 from apo.record import Record
-from apo.rule_base import RuleBase, RuleOptimizer
-from apo.stepping import Judge, Step, Verdict
 from apo.tuning import Tuning
 from apo.types import Rule
+from apo.wrapping import bases_of
 
 
 class APO(torch.optim.Optimizer):
@@ -82,6 +82,8 @@ class APO(torch.optim.Optimizer):
             TypeError: If an argument is of the wrong type.
             ValueError: If a value cannot work; the message says what to do.
         """
+        if any(isinstance(item, APO) for item in (base, *(base if isinstance(base, list | tuple) else ()))):
+            raise TypeError("base= is an apo.APO already: wrap the optimizer inside it")
         _check_types(model, objective, loss=loss, forward=forward, target=target, evaluate=evaluate, relative=relative)
         how = parse({"lr": "global"} if tune is None else tune)
         configured = parse_meta(meta, any(t.by_parameter for t in how.values()))
@@ -97,14 +99,7 @@ class APO(torch.optim.Optimizer):
         self._feeds: list[tuple[Any, float]] = []
         self._kept: list[Fed] = []
         self._sizes: list[int] = []
-        self._bases: list[Base] = []
-        for optimizer in _optimizers(base, self._model):
-            if isinstance(optimizer, RuleOptimizer):
-                self._bases.append(RuleBase(optimizer, how, self._names))
-            else:
-                judged = self.objective.lookahead
-                linear = assume_linear or "lr" not in how
-                self._bases.append(TorchBase(optimizer, how, self._names, assume_linear=linear, judged=judged))
+        self._bases = bases_of(base, self._model, how, self._names, assume_linear, self.objective.lookahead)
         super().__init__([p for b in self._bases for g in b.optimizer.param_groups for p in g["params"]], {})
         self.defaults = self._bases[0].optimizer.defaults
         self._evaluation = Evaluation(self._model, self._params, loss, forward, target, evaluate)
@@ -260,81 +255,20 @@ class APO(torch.optim.Optimizer):
         self._steps += 1
         self._counted += moving and any(group["effective_lr"] for group in self.param_groups)
 
-    def _meta_step(self, values: list[Any], feeds: Sequence[Fed], others: Sequence[Fed]) -> None:
-        fsd, wsd = self.objective.weights(self._steps)
-        self._without_other += bool(fsd and not others)
-        others = [fed._replace(batch=head(fed.batch, self.objective.other_fraction)) for fed in others if fsd]
-        old = self._evaluation.outputs(others)
-        judge = Judge(self._evaluation, self.objective, feeds, others, old, fsd, wsd)
-        ratios, tuning, taken = self._tuning.ratios(self._steps), self._tuning, self._steps
-        searching = tuning.searches and bool(feeds)
-        if searching:
-            judge.origin = judge.loss()
-            searching = math.isfinite(judge.origin)
-        backups = [base.backup() for base in self._bases] if searching else []
-        try:
-            step = Step(self._bases, values, self.objective.lookahead)
-            if searching and step.moved:
-                self._search(judge, step, max(ratios))
-        except BaseException:
-            for restore in backups:
-                restore()
-            raise
+    def _meta_step(self, values: list[Values], feeds: Sequence[Fed], others: Sequence[Fed]) -> None:
+        meta_step = MetaStep(self._bases, self._evaluation, self.objective, self._tuning, feeds, others, self._steps)
+        moved = meta_step.take(values)
         self._steps += 1
-        if not step.moved:
+        if not moved:
             return
         self._counted += 1
-        tuning.searched = tuning.searched or searching
-        schedules = any(ratio != 1.0 for ratio in ratios)
-        verdict = judge.judge(step, exact_start=schedules or isinstance(tuning.meta, Newton))
-        slopes = [*verdict.start.values(), *verdict.end.values()]
-        norm = math.nan
-        if not searching and self._backtrack(judge, step, verdict):
-            pass
-        elif not all(map(math.isfinite, (verdict.objective, *slopes))):
+        self._without_other += meta_step.without_other
+        row = meta_step.judge()
+        if meta_step.skipped:
             self._skipped += 1
             self._warn("the objective or its gradient is not finite: the meta-step is skipped")
-        else:
-            norm = tuning.move(verdict.start, verdict.end, ratios)
-        self.record.rows.append(self._row(taken, verdict, judge, step, norm))
-
-    def _search(self, judge: Judge, step: Step, ratio: float) -> None:
-        """Search the scale of the first step, allowing for schedules and for momentum that has not built up."""
-        slope = sum(v for (c, _), v in step.pullback(step.gradient).items() if c.hyper == "lr")
-        scale = search(judge.along(step), cast(float, judge.origin), slope)
-        build_up = max(base.build_up() for base in self._bases)
-        step.rescale(self._tuning.rescale(scale * (ratio or 1.0) / build_up))
-
-    def _backtrack(self, judge: Judge, step: Step, verdict: Verdict) -> bool:
-        """Shorten a step that made its own batch clearly worse."""
-        newton = self._tuning.newton
-        if not self._tuning.backtracks or not judge.feeds or not newton.suspicious(verdict.loss):
-            newton.watch(verdict.loss)
-            return False
-        origin = judge.loss_before(step)
-        if not math.isfinite(origin) or verdict.loss <= origin + newton.spread:
-            newton.watch(verdict.loss)
-            return False
-        step.rescale(self._tuning.rescale(shorten(judge.along(step), origin)))
-        return True
-
-    def _row(self, taken: int, verdict: Verdict, judge: Judge, step: Step, norm: float) -> dict[str, float]:
-        start, end = (sum(v for (c, _), v in s.items() if c.hyper == "lr") for s in (verdict.start, verdict.end))
-        return {
-            "step": float(taken),
-            "objective": verdict.objective,
-            "loss": verdict.loss,
-            "fsd": verdict.fsd,
-            "wsd": verdict.wsd,
-            "slope": start,
-            "curvature": end - start,
-            "hypergradient_norm": norm,
-            "scale": step.scale,
-            "evaluations": float(judge.evaluations),
-            "skipped": float(self._skipped),
-            "without_other": float(self._without_other),
-            **self._tuning.hypers(),
-        }
+        counters = {"skipped": float(self._skipped), "without_other": float(self._without_other)}
+        self.record.rows.append({**row, **counters, **self._tuning.hypers()})
 
     def _link(self) -> None:
         """Follow the base optimizers: their groups and state are ours."""
@@ -380,25 +314,6 @@ class APO(torch.optim.Optimizer):
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, stacklevel=5)
-
-
-def _optimizers(base: Any, model: nn.Module) -> list[torch.optim.Optimizer]:
-    """The ``base=`` argument as torch optimizers, rules held by a `RuleOptimizer`."""
-    if isinstance(base, Rule):
-        return [RuleOptimizer([p for p in model.parameters() if p.requires_grad], base)]
-    if isinstance(base, torch.optim.Optimizer):
-        return [base]
-    if not isinstance(base, list | tuple) or not base:
-        raise TypeError(f"base={base!r} must be a rule, a torch optimizer, or a list of optimizers and (rule, params)")
-    found: list[torch.optim.Optimizer] = []
-    for item in base:
-        if isinstance(item, torch.optim.Optimizer) and not isinstance(item, APO):
-            found.append(item)
-        elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Rule):
-            found.append(RuleOptimizer(item[1], item[0]))
-        else:
-            raise TypeError(f"{item!r} in base= must be a torch optimizer or a pair (rule, parameters)")
-    return found
 
 
 def _check_types(model: object, objective: object, **functions: object) -> None:

@@ -1,0 +1,198 @@
+"""A meta-step: take the step, judge it, move the hyperparameters.
+
+Up to the commit, an error leaves everything as it was; after it, exactly the base optimizer's step is done.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from apo.bases import Base, Slopes, Values
+from apo.evaluation import Evaluation, Fed, head
+from apo.meta import Newton, search, shorten
+from apo.proximal import Proximal
+from apo.record import Row
+from apo.stepping import Step
+from apo.tuning import Tuning
+
+CANCELLED = 1e3 * torch.finfo(torch.float32).eps
+"""A relative difference of two losses below this is rounding."""
+
+
+@dataclass
+class Verdict:
+    """What the objective says of a step.
+
+    Attributes:
+        loss: L_B(θ').
+        fsd: λ_FSD times the mean discrepancy.
+        wsd: λ_WSD times ½‖θ' − θ‖².
+        start: Slopes at the beginning of the step.
+        end: Slopes at its end.
+    """
+
+    loss: float
+    fsd: float
+    wsd: float
+    start: Slopes
+    end: Slopes
+
+    @property
+    def objective(self) -> float:
+        """Q."""
+        return self.loss + self.fsd + self.wsd
+
+    @property
+    def finite(self) -> bool:
+        """Whether every number is finite."""
+        return all(map(math.isfinite, (self.objective, *self.start.values(), *self.end.values())))
+
+
+class MetaStep:
+    """One meta-step: `take`, then `judge`.
+
+    Attributes:
+        without_other: Whether the function-space term is missing for want of another batch.
+        skipped: Whether numbers that are not finite kept the hyperparameters where they were.
+        evaluations: Forwards on B beyond the judgement itself.
+    """
+
+    def __init__(
+        self,
+        bases: Sequence[Base],
+        evaluation: Evaluation,
+        objective: Proximal,
+        tuning: Tuning,
+        feeds: Sequence[Fed],
+        others: Sequence[Fed],
+        steps: int,
+    ) -> None:
+        """Prepare a meta-step after a number of steps taken, on the batches B and B'."""
+        self._bases, self._evaluation, self._objective, self._tuning = bases, evaluation, objective, tuning
+        self._feeds, self._steps = feeds, steps
+        self._fsd, self._wsd = objective.weights(steps)
+        self.without_other = bool(self._fsd and not others)
+        self._others = [fed._replace(batch=head(fed.batch, objective.other_fraction)) for fed in others if self._fsd]
+        self._ratios = tuning.ratios(steps)
+        self._origin: float | None = None
+        self._searched = False
+        self.skipped = False
+        self.evaluations = 0
+
+    def take(self, values: Sequence[Values]) -> bool:
+        """Take the step, its scale searched if it is the first.
+
+        Args:
+            values: Effective hyperparameters, for each base.
+
+        Returns:
+            Whether any weight moved.
+        """
+        self._old = self._evaluation.outputs(self._others)
+        searching = self._tuning.searches and bool(self._feeds)
+        if searching:
+            self._origin = self._loss()
+            searching = math.isfinite(self._origin)
+        backups = [base.backup() for base in self._bases] if searching else []
+        try:
+            self._step = Step(self._bases, values, self._objective.lookahead)
+            if searching and self._step.moved:
+                self._search()
+        except BaseException:
+            for restore in backups:
+                restore()
+            raise
+        return self._step.moved
+
+    def judge(self) -> Row:
+        """Judge the step that has been taken, and move the hyperparameters.
+
+        Returns:
+            A row for the record; its ``hypergradient_norm`` is NaN where they did not move by the hypergradient.
+        """
+        verdict = self._verdict()
+        shortened = not self._searched and self._backtrack(verdict)
+        self.skipped = not shortened and not verdict.finite
+        moving = not shortened and not self.skipped
+        norm = self._tuning.move(verdict.start, verdict.end, self._ratios) if moving else math.nan
+        return {
+            "step": float(self._steps),
+            "objective": verdict.objective,
+            "loss": verdict.loss,
+            "fsd": verdict.fsd,
+            "wsd": verdict.wsd,
+            "slope": _along(verdict.start),
+            "curvature": _along(verdict.end) - _along(verdict.start),
+            "hypergradient_norm": norm,
+            "scale": self._step.scale,
+            "evaluations": float(self.evaluations),
+        }
+
+    def _loss(self) -> float:
+        """L_B at the live weights."""
+        self.evaluations += 1
+        return self._evaluation.value(self._feeds)
+
+    def _loss_at(self, scale: float) -> float:
+        """L_B and the weight-space term at a scale of the step."""
+        with self._step.at(scale):
+            return self._loss() + self._wsd * self._step.wsd(scale)
+
+    def _start(self) -> float:
+        """L_B(θ), evaluated if it is not known."""
+        if self._origin is None:
+            self._origin = self._loss_at(0.0)
+        return self._origin
+
+    def _search(self) -> None:
+        """Search the scale of the first step, allowing for schedules and for momentum that has not built up."""
+        slope = _along(self._step.pullback(self._step.gradient))
+        scale = search(self._loss_at, self._start(), slope)
+        build_up = max(base.build_up() for base in self._bases)
+        self._step.rescale(self._tuning.rescale(scale * (max(self._ratios) or 1.0) / build_up))
+        self._tuning.searched = self._searched = True
+
+    def _backtrack(self, verdict: Verdict) -> bool:
+        """Shorten a step that made its own batch clearly worse."""
+        newton = self._tuning.newton
+        if self._tuning.backtracks and self._feeds and newton.suspicious(verdict.loss):
+            start = self._start()
+            if math.isfinite(start) and not verdict.loss <= start + newton.spread:
+                self._step.rescale(self._tuning.rescale(shorten(self._loss_at, start)))
+                return True
+        newton.watch(verdict.loss)
+        return False
+
+    def _verdict(self) -> Verdict:
+        """Q and its slopes along the step."""
+        step, linear = self._step, self._objective.loss_model == "linear"
+        with step.at(step.scale):
+            feeds = [] if linear else self._feeds
+            found = self._evaluation.judge(self._objective, feeds, self._others, self._old, self._fsd)
+        gradient = dict(found.gradient)
+        for name, delta in step.delta.items():
+            if linear:
+                gradient[name] = gradient.get(name, 0.0) + step.gradient[name]
+            if self._wsd:
+                gradient[name] = gradient.get(name, 0.0) + self._wsd * step.scale * delta
+        start, end = step.pullback(step.gradient), step.pullback(gradient)
+        loss = _along(start) if linear else found.loss
+        verdict = Verdict(loss, found.fsd, self._wsd * step.wsd(step.scale), start, end)
+        matters = isinstance(self._tuning.meta, Newton) or any(ratio != 1.0 for ratio in self._ratios)
+        if matters and not linear and any(fed.conditions is None for fed in self._feeds):
+            self._correct_start(verdict)
+        return verdict
+
+    def _correct_start(self, verdict: Verdict) -> None:
+        """Slopes at the start from losses, a = 2(Q(1) − Q(0)) − b, where the gradient may be of another loss."""
+        change = verdict.objective - self._start()
+        a, b = _along(verdict.start), _along(verdict.end)
+        if a and abs(change) > CANCELLED * abs(self._start()):
+            verdict.start = {where: slope * (2.0 * change - b) / a for where, slope in verdict.start.items()}
+
+
+def _along(slopes: Slopes) -> float:
+    """The slope along the step: the sum over all learning rates."""
+    return sum(slope for (coordinate, _), slope in slopes.items() if coordinate.hyper == "lr")
