@@ -2,7 +2,6 @@
 
 PYTHON ?= python3
 DATA ?= digits
-JOBS ?= 2
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
@@ -31,8 +30,8 @@ demo: $(READY)  ## Tune three far-off learning rates; DATA=digits or fashion-mni
 	$(BIN)/python -m baselines demo --data $(DATA)
 
 # One thread per process: the tests' tensors are small, and threads only get in each other's way.
-test: $(READY)  ## Run the tests; PYTEST_ARGS='-k rules -x -n 0' narrows them
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+test: $(READY)  ## Run the tests; PYTEST_ARGS='-k rules -x' narrows them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(READY)  ## Check the code with ruff, and its format
 	$(BIN)/ruff check
