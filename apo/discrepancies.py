@@ -93,6 +93,31 @@ def gauss_newton(new: Tensor, old: Tensor, loss: Loss, targets: Any) -> Tensor:
     return 2.0 * (change * product).sum() - length  # a quadratic form: its value is `length`, its gradient 2HΔz
 
 
+def check(discrepancy: Discrepancy, outputs: Tensor) -> None:
+    """Check that a discrepancy vanishes at equality, with its gradient; else Q has the wrong slope at a zero step.
+
+    Args:
+        discrepancy: ``D(new, old)`` that returns [] or [B].
+        outputs: Any outputs, [B, ...].
+
+    Raises:
+        ValueError: If its value or its gradient there is not zero, to half the digits of the outputs' dtype.
+    """
+    old = outputs.detach()
+    new = old.clone().requires_grad_()
+    with torch.enable_grad():
+        value = discrepancy(new, old).mean()
+    slope = torch.autograd.grad(value, new, allow_unused=True)[0] if value.requires_grad else None
+    if slope is None:
+        raise ValueError(f"discrepancy={discrepancy!r} does not depend on its first argument, the new outputs")
+    largest = torch.cat([value.detach().reshape(1), slope.reshape(-1)]).abs().max()
+    if not largest <= torch.finfo(outputs.dtype).eps ** 0.5:
+        raise ValueError(
+            f"discrepancy={discrepancy!r} must be zero with zero gradient at equality, but has value {value.item():.3g} "
+            f"and a gradient of up to {slope.abs().max().item():.3g}: subtract what it is at equality"
+        )
+
+
 BY_NAME: dict[str, Discrepancy] = {
     "squared_error": squared_error,
     "kl": kl,

@@ -13,6 +13,7 @@ discrepancy, FSD) or the weights (weight-space discrepancy, WSD) more than it mu
 Source: *Amortized Proximal Optimization* ("004"), Eq. 2, 4 and 11; WSD from Bae et al., arXiv 2203.00089.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, NamedTuple
@@ -20,7 +21,7 @@ from typing import Any, Generic, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from apo.discrepancies import BY_NAME, NEEDS_LOSS, Discrepancy, Loss
+from apo.discrepancies import BY_NAME, NEEDS_LOSS, Discrepancy, Loss, check
 from apo.types import H, Params, Rule, S, compute_dtype, leaves, rebuild
 
 Objective = Callable[[Params], Tensor]
@@ -167,7 +168,7 @@ class Proximal:
         _choose("lookahead", self.lookahead, ("no-momentum", "step"))
         if not callable(self.discrepancy):
             _choose("discrepancy", self.discrepancy, tuple(BY_NAME))
-        if not 0.0 < self.other_fraction <= 1.0:
+        if not 0.0 < _number(self.other_fraction) <= 1.0:
             raise ValueError(f"other_fraction={self.other_fraction!r} is not in (0, 1]")
         if self.loss_model == "linear" and self.fsd == 0.0 and self.wsd == 0.0:
             raise ValueError("loss_model='linear' with fsd=0 and wsd=0 has no minimum: make fsd or wsd positive")
@@ -235,7 +236,8 @@ class Proximal:
             A function from θ' to Q, [].
 
         Raises:
-            ValueError: If an argument that the terms need is missing.
+            ValueError: If an argument that the terms need is missing, or a custom discrepancy does not vanish at
+                equality.
         """
         fsd, wsd = self.weights(steps)
         here = {key: p.detach() for key, p in params.items()}
@@ -247,6 +249,8 @@ class Proximal:
         with torch.no_grad():
             old = outputs(here) if fsd and outputs else None
             base = loss(here) if self.loss_model == "linear" else None
+        if old is not None and not isinstance(self.discrepancy, str) and not self.needs_targets:
+            check(self.discrepancy, old)
 
         def objective(new: Params) -> Tensor:
             if base is None:
@@ -284,9 +288,14 @@ def weight(name: str, value: float) -> float:
     Raises:
         ValueError: If it is negative or not finite.
     """
-    if not 0.0 <= value < float("inf"):
+    if not 0.0 <= _number(value) < math.inf:
         raise ValueError(f"{name}={value!r} is not in [0, ∞)")
     return float(value)
+
+
+def _number(value: Any) -> float:
+    """The value as a float, NaN where it is no real number."""
+    return float(value) if hasattr(value, "__float__") and not isinstance(value, bool) else math.nan
 
 
 def _choose(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -97,9 +97,10 @@ class RuleBase(Base):
         pullbacks = []
         for group, settings in zip(self.optimizer.param_groups, values, strict=True):
             live, params, grads, state = self.optimizer.gather(group, self.names)
+            params = {name: param.clone() for name, param in params.items()}  # the commit must not touch the tape
             hypers = self._hypers(group, settings)
             new, new_state, pullback = lookahead(judge, params, grads, state, hypers)
-            before |= {name: param.clone() for name, param in params.items()}
+            before |= params
             delta |= {name: new[name] - param for name, param in params.items()}
             if committed is not None:
                 with torch.no_grad():
