@@ -113,8 +113,8 @@ def check(discrepancy: Discrepancy, outputs: Tensor) -> None:
     largest = torch.cat([value.detach().reshape(1), slope.reshape(-1)]).abs().max()
     if not largest <= torch.finfo(outputs.dtype).eps ** 0.5:
         raise ValueError(
-            f"discrepancy={discrepancy!r} must be zero with zero gradient at equality, but has value {value.item():.3g} "
-            f"and a gradient of up to {slope.abs().max().item():.3g}: subtract what it is at equality"
+            f"discrepancy={discrepancy!r} must be zero with zero gradient at equality, but has "
+            f"value {value.item():.3g} and a gradient of up to {slope.abs().max().item():.3g} there"
         )
 
 

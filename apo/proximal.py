@@ -236,8 +236,7 @@ class Proximal:
             A function from θ' to Q, [].
 
         Raises:
-            ValueError: If an argument that the terms need is missing, or a custom discrepancy does not vanish at
-                equality.
+            ValueError: If an argument that the terms need is missing, or the discrepancy is not zero at equality.
         """
         fsd, wsd = self.weights(steps)
         here = {key: p.detach() for key, p in params.items()}
@@ -283,14 +282,10 @@ def detached(state: S) -> S:
 
 
 def weight(name: str, value: float) -> float:
-    """A penalty's weight as a float.
-
-    Raises:
-        ValueError: If it is negative or not finite.
-    """
-    if not 0.0 <= _number(value) < math.inf:
+    """A penalty's weight as a float, or a ValueError."""
+    if not 0.0 <= (number := _number(value)) < math.inf:
         raise ValueError(f"{name}={value!r} is not in [0, ∞)")
-    return float(value)
+    return number
 
 
 def _number(value: Any) -> float:
