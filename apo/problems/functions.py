@@ -66,10 +66,10 @@ class IllConditionedRegression:
 
         left, right = torch.linalg.qr(normal(10, 6)).Q, torch.linalg.qr(normal(6, 6)).Q
         spectrum = condition ** -torch.linspace(0.0, 1.0, 6, dtype=torch.float64)
-        self.matrix = left * spectrum @ right.T
+        self.matrix: Tensor = left * spectrum @ right.T
         self.inputs = normal(inputs, 6)
         # E‖Mx‖² over the inputs is ‖RMᵀ‖², with R from X/√N = QR: the same number at the cost of six inputs.
-        self._root = torch.linalg.qr(self.inputs / inputs**0.5).R
+        self._root: Tensor = torch.linalg.qr(self.inputs / inputs**0.5).R
         self._init = {"w1": uniform(6, 6) / 6**0.5, "w2": uniform(10, 6) / 6**0.5}
 
     def init(self) -> Params:
