@@ -74,7 +74,7 @@ def adam(
         weight_decay: L2 decay w ≥ 0, added to the gradient as wθ.
 
     Returns:
-        The rule; every hyperparameter is differentiable.
+        The rule, differentiable in every hyperparameter. A weight_decay given as 0 is left out of the step for good.
 
     Raises:
         TypeError: If a hyperparameter is not a real number.
@@ -96,7 +96,7 @@ def adamw(
         weight_decay: Decoupled decay w ≥ 0: θ shrinks by the factor 1 − ηw.
 
     Returns:
-        The rule; every hyperparameter is differentiable.
+        The rule, differentiable in every hyperparameter. A weight_decay given as 0 is left out of the step for good.
 
     Raises:
         TypeError: If a hyperparameter is not a real number.

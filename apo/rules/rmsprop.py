@@ -75,7 +75,7 @@ def rmsprop(
         bias_correction: Whether to divide s by 1 − γᵗ. Off as in the source.
 
     Returns:
-        The rule; every hyperparameter is differentiable.
+        The rule, differentiable in every hyperparameter. A weight_decay given as 0 is left out of the step for good.
 
     Raises:
         TypeError: If a hyperparameter is not a real number.

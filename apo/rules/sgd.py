@@ -73,7 +73,7 @@ def sgd(
         nesterov: Whether to look ahead along the momentum; needs momentum > 0 and dampening = 0.
 
     Returns:
-        The rule; every hyperparameter is differentiable.
+        The rule, differentiable in every hyperparameter. Momentum or decay given as 0 is left out of the step for good.
 
     Raises:
         TypeError: If a hyperparameter is not a real number.

@@ -1,0 +1,102 @@
+"""Factories of rules: what they return, and what they refuse, saying the value and the set."""
+
+import inspect
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import apo
+from tests.cases import RULES, RuleCase, names, randn
+
+every_rule = pytest.mark.parametrize("case", RULES, ids=names(RULES))
+
+FACTORIES = list({case.make.__name__: case.make for case in RULES}.values())
+BELOW_ONE = ("momentum", "dampening", "alpha", "beta1", "beta2")
+NUMBERS = [(make, name) for make in FACTORIES for name in make().hypers._fields]
+every_number = pytest.mark.parametrize(("make", "name"), NUMBERS, ids=[f"{m.__name__}-{n}" for m, n in NUMBERS])
+
+
+@every_rule
+def test_hypers_are_the_options(case: RuleCase) -> None:
+    rule = case.rule()
+    defaults = {name: p.default for name, p in inspect.signature(case.make).parameters.items()}
+    for name, tensor in rule.hypers._asdict().items():
+        assert tensor.item() == {**defaults, **case.options}[name]
+        assert (tensor.dtype, tensor.shape) == (torch.float64, ())
+    assert set(rule.domains) == set(rule.hypers._fields)
+    assert all(rule.domains[name].contains(0.5) for name in rule.domains)
+    assert {name for name, domain in rule.domains.items() if not domain.one_step} <= set(BELOW_ONE)
+
+
+@every_number
+@pytest.mark.parametrize("value", [-1e-3, -1, math.nan, math.inf, -math.inf])
+def test_refuses_a_number_outside_its_set(make: Any, name: str, value: float) -> None:
+    upper = "1" if name in BELOW_ONE else "∞"
+    with pytest.raises(ValueError, match=rf"^{name}={re.escape(repr(value))} is not in \[0, {upper}\)$"):
+        make(**{name: value})
+
+
+@pytest.mark.parametrize("value", [1.0, 1, 1.5])
+@every_number
+def test_averaging_coefficients_stay_below_one(make: Any, name: str, value: float) -> None:
+    if name in BELOW_ONE:
+        with pytest.raises(ValueError, match=rf"^{name}={value!r} is not in \[0, 1\)$"):
+            make(**{name: value})
+    else:
+        assert getattr(make(**{name: value}).hypers, name) == value
+
+
+@every_number
+@pytest.mark.parametrize(
+    "value", ["0.1", None, True, [0.1], torch.tensor(0.1)], ids=["str", "None", "bool", "list", "tensor"]
+)
+def test_refuses_what_is_no_number(make: Any, name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^{name} must be a float, not .* of type {type(value).__name__}$"):
+        make(**{name: value})
+
+
+@pytest.mark.parametrize("make", FACTORIES)
+def test_refuses_an_unknown_option(make: Any) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'learning_rate'"):
+        make(learning_rate=0.1)
+
+
+@pytest.mark.parametrize("options", [{}, {"dampening": 0.0}, {"momentum": 0.9, "dampening": 0.1}])
+def test_nesterov_needs_undamped_momentum(options: dict[str, float]) -> None:
+    momentum, dampening = options.get("momentum", 0.0), options.get("dampening", 0.0)
+    message = f"nesterov needs momentum > 0 and dampening = 0, not {momentum=} and {dampening=}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        apo.sgd(nesterov=True, **options)
+
+
+@pytest.mark.parametrize("make", FACTORIES)
+@given(data=st.data())
+def test_any_legal_options_make_a_finite_step(make: Any, data: st.DataObject) -> None:
+    """Zero is legal for every number, and so is what lies next to the end of its set."""
+    options = {
+        name: data.draw(st.floats(0.0, 1.0, exclude_max=True, allow_subnormal=False), label=name)
+        for name in make().hypers._fields
+    }
+    rule = make(**options)
+    params, grads = {"w": randn(4, seed=1)}, {"w": randn(4, seed=2)}
+    state = rule.init(params)
+    for _ in range(2):
+        params, state = rule.step(params, grads, state, rule.hypers)
+    assert bool(params["w"].isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["momentum", "weight_decay"])
+def test_what_is_zero_at_the_factory_stays_out_of_the_step(name: str) -> None:
+    """Momentum and decay of 0 cost nothing, and so cannot be turned on later: their derivative is 0."""
+    rule = apo.sgd(lr=0.1)
+    params, grads = {"w": randn(4, seed=1)}, {"w": randn(4, seed=2)}
+    turned_on = rule.hypers._replace(**{name: torch.tensor(0.5, dtype=torch.float64)})
+    for hypers in (rule.hypers, turned_on):
+        ahead = apo.lookahead(rule, params, grads, rule.init(params), hypers)
+        assert torch.equal(ahead.params["w"], params["w"] - 0.1 * grads["w"])
+        assert getattr(ahead.pullback(grads), name) == 0.0
