@@ -109,7 +109,7 @@ def _rates(axes: Axes, curves: Sequence[Curve], colours: dict[float, str]) -> No
             axes.plot(at, lrs, color=colour, linewidth=1.4, linestyle=DASHES)
             axes.annotate(f"alone: {_power(curve.lr)}", (at[-1], lrs[-1]), (0, -14), color=colour, **label)
     text = " to ".join(dict.fromkeys(f"{end:.2g}" for end in (min(ends), max(ends))))
-    axes.annotate(f"tuned by apo: {text}", (at[-1], max(ends)), (0, 12), color=INK, fontweight="bold", **label)
+    axes.annotate(f"tuned by apo: {text}", (at[-1], max(ends)), (0, 24), color=INK, fontweight="bold", **label)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.margins(y=0.08)
