@@ -91,6 +91,7 @@ class Evaluation:
     Attributes:
         model: The module, without a data-parallel wrapper.
         recorder: Notes the conditions of training forwards.
+        checked: Whether a custom discrepancy has been found to vanish at equality.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Evaluation:
         """Hold the model and the functions, and hook the model's forward."""
         self.model, self.params = model, params
         self.loss, self.forward, self.target, self.evaluate = loss, forward, target, evaluate
+        self.checked = False
         self.recorder = Recorder([*{param.device for param in params.values()}])
         model.register_forward_pre_hook(self.recorder)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from apo.bases import Base, Slopes, Values
+from apo.discrepancies import check
 from apo.evaluation import Evaluation, Fed, head
 from apo.meta import Newton, search, shorten
 from apo.proximal import Proximal
@@ -91,6 +92,9 @@ class MetaStep:
             Whether any weight moved.
         """
         self._old = self._evaluation.outputs(self._others)
+        if self._old and callable(self._objective.discrepancy) and not self._evaluation.checked:
+            check(self._objective.discrepancy, self._old[0][0])
+            self._evaluation.checked = True
         searching = self._tuning.searches and bool(self._feeds)
         if searching:
             self._origin = self._loss()

@@ -128,6 +128,12 @@ class RuleBase(Base):
     def _hypers(self, group: dict[str, Any], settings: Mapping[str, float | dict[str, float]]) -> Any:
         """The rule's hyperparameters for a group: 0-d float64 tensors, or dicts of them by parameter name."""
         kind = type(self.optimizer.rule.hypers)
+        for hyper, made in self.optimizer.rule.hypers._asdict().items():
+            if hyper != "lr" and made == 0.0 and group[hyper] != 0.0:
+                raise ValueError(
+                    f"a group has {hyper}={group[hyper]!r}, but its rule was made with {hyper}=0, which may leave it "
+                    f"out of the step: make the rule with a positive {hyper}, and set it to 0 in the other groups"
+                )
         return kind(*(_tensors(settings.get(hyper, group[hyper])) for hyper in kind._fields))
 
     def _chain(
