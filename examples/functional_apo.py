@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -112,18 +113,25 @@ def number(value: float | None) -> float:
 
 
 def save(out: Path, config: dict[str, Any], runs: Sequence[dict[str, Any]], curves: dict[str, dict[str, Any]]) -> None:
-    """Write ``results.json``, and ``curves.png``: the loss and the learning rate of the labelled runs."""
+    """Write ``results.json``, and ``curves.png``: the loss and the learning rate of the labelled runs.
+
+    Only the runs of the figure keep their curves in the file.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    lines = ",\n  ".join(json.dumps(run, allow_nan=False) for run in runs)
+    drawn = [id(run) for run in curves.values()]
+    kept = ({key: value for key, value in run.items() if key != "curve" or id(run) in drawn} for run in runs)
+    lines = ",\n  ".join(json.dumps(run, allow_nan=False) for run in kept)
     (out / "results.json").write_text(f'{{"config": {json.dumps(config)},\n "runs": [\n  {lines}\n ]}}\n')
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    for axes, column, title in zip(figure.subplots(1, 2), ("loss", "lr"), ("loss", "learning rate"), strict=True):
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, column, title in zip(panels, ("loss", "lr"), ("loss", "learning rate"), strict=True):
+        axes.set_prop_cycle(color=matplotlib.colormaps["tab20"].colors)
         for label, run in curves.items():
             curve = run["curve"]
             axes.loglog(curve["step"], curve[column], label=label, linestyle="-" if run["every"] else ":")
         axes.set(xlabel="step", title=title)
-    axes.legend(fontsize="x-small")
-    figure.savefig(out / "curves.png", dpi=110)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
+    figure.savefig(out / "curves.png", dpi=100)
 
 
 def _short(value: Tensor) -> float | None:
