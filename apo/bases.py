@@ -194,7 +194,7 @@ class TorchBase(Base):
         with torch.no_grad():
             for index, _, name, param in self.moving():
                 rate = rates[index]
-                if isinstance(rate, dict) and kept[index]:
+                if isinstance(rate, dict) and rate[name] != kept[index] != 0.0:
                     param.copy_(before[name] + (rate[name] / kept[index]) * (param - before[name]))
 
 
