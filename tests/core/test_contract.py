@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import apo
 from apo.types import compute_dtype, leaves, rebuild
@@ -98,6 +99,23 @@ def test_keeps_dtype_device_structure_and_types(
     for slope, h in zip(leaves(slopes), leaves(hypers), strict=True):
         assert (slope.dtype, slope.shape, slope.device.type) == (torch.float64, h.shape, "cpu")
         assert bool(slope.isfinite())
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:3], ids=str)
+@every_rule
+def test_mixes_devices_as_an_accelerator_allows(case: RuleCase, dtype: torch.dtype) -> None:
+    """Parameters and state on a GPU, hyperparameters on the CPU; fake tensors check the devices without one."""
+    rule = case.rule()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        params = {key: torch.empty_like(p, dtype=dtype, device="cuda") for key, p in quadratic().params.items()}
+        state = rule.init(params)
+        new_params, new_state = rule.step(params, params, state, rule.hypers)
+        outcomes = [new_params, apo.momentum_free(rule).step(params, params, state, rule.hypers)[0]]
+    for outcome in outcomes:
+        assert all((p.device.type, p.dtype) == ("cuda", dtype) for p in outcome.values())
+    for before, after in zip(leaves(state), leaves(new_state), strict=True):
+        assert (before.device, before.dtype, before.shape) == (after.device, after.dtype, after.shape)
+        assert after.ndim == 0 or after.device.type == "cuda"
 
 
 @every_rule

@@ -77,17 +77,16 @@ def test_nesterov_needs_undamped_momentum(options: dict[str, float]) -> None:
 @pytest.mark.parametrize("make", FACTORIES)
 @given(data=st.data())
 def test_any_legal_options_make_a_finite_step(make: Any, data: st.DataObject) -> None:
-    """Zero is legal for every number, and so is what lies next to the end of its set."""
-    options = {
-        name: data.draw(st.floats(0.0, 1.0, exclude_max=True, allow_subnormal=False), label=name)
-        for name in make().hypers._fields
-    }
+    """Zero is legal for every number, eps too; gradients may vanish; steps and derivatives stay finite."""
+    numbers = st.just(0.0) | st.floats(0.0, 1.0, exclude_max=True, allow_subnormal=False)
+    options = {name: data.draw(numbers, label=name) for name in make().hypers._fields}
     rule = make(**options)
-    params, grads = {"w": randn(4, seed=1)}, {"w": randn(4, seed=2)}
+    params, grads = {"w": randn(4, seed=1)}, {"w": torch.tensor([0.0, 1e-9, 0.1, -2.0], dtype=torch.float64)}
     state = rule.init(params)
     for _ in range(2):
-        params, state = rule.step(params, grads, state, rule.hypers)
-    assert bool(params["w"].isfinite().all())
+        params, state, pullback = apo.lookahead(rule, params, grads, state, rule.hypers)
+        assert bool(params["w"].isfinite().all())
+        assert all(bool(slope.isfinite()) for slope in pullback({"w": randn(4, seed=3)}))
 
 
 @pytest.mark.parametrize("name", ["momentum", "weight_decay"])
