@@ -235,8 +235,8 @@ class APO(torch.optim.Optimizer):
         self._evaluation.recorder.armed = self.due
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything: a copy goes on tuning where this one stands."""
-        return self.__dict__.copy()
+        """Everything but a scheduler's hold on ``step``: a copy goes on tuning where this one stands."""
+        return {name: value for name, value in self.__dict__.items() if name != "step"}
 
     def _advance(self, feeds: Sequence[Fed], others: Sequence[Fed]) -> None:
         """Take a step, and judge it if it is a meta-step's."""
