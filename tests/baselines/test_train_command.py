@@ -57,13 +57,13 @@ def test_a_run_leaves_its_results_history_picture_and_events(
 
 
 def test_sigint_leaves_a_run_that_resumes_bit_by_bit(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "baselines", "train", "--method", "cosine", "--steps", "1500", "--out"]
+    command = [sys.executable, "-m", "baselines", "train", "--method", "apo", "--steps", "1000", "--out"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     cut = [*command, str(tmp_path / "cut")]
     with subprocess.Popen(cut, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if "/1500" in line:
+            if "/1000" in line:
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stdout.read()
@@ -74,7 +74,7 @@ def test_sigint_leaves_a_run_that_resumes_bit_by_bit(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     try:
         stopped = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)["step"]
-        assert 0 < stopped < 1500
+        assert 0 < stopped < 1000
         assert main(["train", "--resume", "--out", str(tmp_path / "cut")]) == 0
         assert main([*command[3:], str(tmp_path / "whole")]) == 0
     finally:
