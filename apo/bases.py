@@ -159,7 +159,7 @@ class TorchBase(Base):
                 delta[name] = param.detach() - before[name]
                 continue
             committed = self.copies() if committed is None else committed
-            rate = values[index]["lr"]
+            rate = values[index].get("lr", group["lr"])
             along = direction(group, self.optimizer.state[param], cast(Tensor, param.grad), before[name])
             delta[name] = -(rate[name] if isinstance(rate, dict) else rate) * along
         owners = {name: self.first + index for index, _, name, _ in self.moving()}
