@@ -1,0 +1,165 @@
+"""The displacement that is judged has no momentum in it; the weights that stay have."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import apo
+from apo.bases import TorchBase
+from apo.hypers import Tune
+from tests.cases import bits, randn
+from tests.shell.helpers import batches, net, train, weights
+
+o = torch.optim
+
+SAME_STATE = {
+    "adam": (o.Adam, {"betas": (0.9, 0.95), "weight_decay": 0.1}, {"betas": (0.0, 0.95)}),
+    "adam-decoupled": (o.Adam, {"weight_decay": 0.1, "decoupled_weight_decay": True}, {"betas": (0.0, 0.999)}),
+    "adam-maximize": (o.Adam, {"maximize": True, "weight_decay": 0.1}, {"betas": (0.0, 0.999)}),
+    "adamw": (o.AdamW, {"weight_decay": 0.3}, {"betas": (0.0, 0.999)}),
+    "adamw-amsgrad": (o.AdamW, {"betas": (0.8, 0.5), "amsgrad": True}, {"betas": (0.0, 0.5)}),
+    "adamw-fused": (o.AdamW, {"fused": True, "weight_decay": 0.3}, {"betas": (0.0, 0.999)}),
+    "adamw-foreach": (o.AdamW, {"foreach": True, "amsgrad": True}, {"betas": (0.0, 0.999)}),
+    "radam": (o.RAdam, {"betas": (0.9, 0.9), "weight_decay": 0.1}, {"betas": (0.0, 0.9)}),
+    "radam-decoupled": (
+        o.RAdam,
+        {"weight_decay": 0.1, "decoupled_weight_decay": True, "betas": (0.9, 0.9)},
+        {"betas": (0.0, 0.9)},
+    ),
+    "adamax": (o.Adamax, {"betas": (0.9, 0.8), "weight_decay": 0.1}, {"betas": (0.0, 0.8)}),
+    "nadam": (o.NAdam, {"weight_decay": 0.1}, {"betas": (0.0, 0.999)}),
+    "nadam-decoupled": (o.NAdam, {"weight_decay": 0.1, "decoupled_weight_decay": True}, {"betas": (0.0, 0.999)}),
+    "sgd": (o.SGD, {"momentum": 0.9, "weight_decay": 0.1}, {"momentum": 0.0}),
+    "sgd-nesterov": (o.SGD, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.0, "nesterov": False}),
+    "sgd-dampening": (o.SGD, {"momentum": 0.7, "dampening": 0.4}, {"momentum": 0.0}),
+    "sgd-maximize": (o.SGD, {"momentum": 0.7, "maximize": True, "weight_decay": 0.1}, {"momentum": 0.0}),
+    "sgd-fused": (o.SGD, {"momentum": 0.9, "fused": True}, {"momentum": 0.0}),
+    "rmsprop": (o.RMSprop, {"momentum": 0.9, "weight_decay": 0.1, "alpha": 0.9}, {"momentum": 0.0}),
+    "rmsprop-centered": (o.RMSprop, {"momentum": 0.5, "centered": True, "alpha": 0.9}, {"momentum": 0.0}),
+}
+"""A class, its options, and what takes the momentum away. No second moment depends on the first."""
+
+
+@pytest.mark.parametrize("judged", ["no-momentum", "step"])
+@pytest.mark.parametrize(("cls", "options", "without"), SAME_STATE.values(), ids=SAME_STATE)
+def test_of_torch_optimizers(cls: Any, options: dict[str, Any], without: dict[str, Any], judged: str) -> None:
+    """What is judged is the step that a twin of the same state, without momentum, would take; both scaled in lr."""
+    params = [nn.Parameter(randn(4, 3, seed=1)), nn.Parameter(randn(5, seed=2))]
+    twins = [nn.Parameter(p.detach().clone()) for p in params]
+    opt, twin = cls(params, lr=0.03, **options), cls(twins, lr=0.03, **{**options, **without})
+    reference = cls([nn.Parameter(p.detach().clone()) for p in params], lr=0.03, **options)
+    base = TorchBase(opt, {"lr": Tune()}, {p: str(i) for i, p in enumerate(params)}, assume_linear=True, judged=judged)
+    for step in range(8):
+        grads = [randn(*p.shape, seed=10 * step + i) for i, p in enumerate(params)]
+        followers = reference.param_groups[0]["params"]
+        for p, follower, other, grad in zip(params, followers, twins, grads, strict=True):
+            p.grad, follower.grad, other.grad = grad.clone(), grad.clone(), grad.clone()
+            with torch.no_grad():
+                other.copy_(p)
+        before = [p.detach().clone() for p in params]
+        scale = 0.5 if step % 2 else 1.0
+        for group in (*reference.param_groups, *twin.param_groups):
+            group["lr"] = 0.03 * scale
+        taken = base.take([{"lr": 0.03 * scale}], judged)
+        reference.step()
+        twin.step()
+        assert [bits(p) for p in params] == [bits(p) for p in followers], "what stays is the bare optimizer's"
+        for i, (old, other, new) in enumerate(zip(before, twins, params, strict=True)):
+            expected = (other if judged == "no-momentum" else new).detach() - old
+            torch.testing.assert_close(taken.delta[str(i)], expected, rtol=1e-9, atol=1e-13)
+            assert torch.equal(taken.before[str(i)], old)
+        slopes = taken.pullback({"0": torch.ones(4, 3, dtype=torch.float64)})
+        assert sum(slopes.values()) == pytest.approx(taken.delta["0"].sum().item(), rel=1e-9)
+    assert opt.param_groups[0]["lr"] == 0.03
+
+
+@pytest.mark.parametrize("cls", [o.Adagrad, o.Adadelta, o.RMSprop, o.SGD])
+def test_without_momentum_the_step_itself_is_judged(cls: Any) -> None:
+    """Then nothing is swapped: the step that is taken is the step that is judged."""
+    param = nn.Parameter(randn(3, seed=1))
+    base = TorchBase(cls([param], lr=0.1), {"lr": Tune()}, {param: "p"}, assume_linear=True, judged="no-momentum")
+    param.grad = randn(3, seed=2)
+    taken = base.take([{"lr": 0.1}], "no-momentum")
+    assert taken.committed is None
+    assert torch.equal(taken.before["p"] + taken.delta["p"], param.detach())
+
+
+def test_an_unknown_optimizer_with_momentum_is_judged_by_its_step_with_a_warning() -> None:
+    class Mine(o.SGD):
+        pass
+
+    model = net()
+    with pytest.warns(UserWarning, match=r"momentum of Mine cannot be told.*lookahead='step'"):
+        apo.APO(model, Mine(model.parameters(), lr=0.1, momentum=0.9), F.cross_entropy)
+    apo.APO(model, Mine(model.parameters(), lr=0.1), F.cross_entropy)
+    step = apo.Proximal(lookahead="step")
+    apo.APO(model, Mine(model.parameters(), lr=0.1, momentum=0.9), F.cross_entropy, objective=step)
+    apo.APO(model, Mine(model.parameters(), lr=0.1, momentum=0.9), F.cross_entropy, tune={})
+
+
+class Watch(nn.Module):
+    """Keeps the weights that each forward saw."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.seen: list[list[Tensor]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append([p.detach().clone() for p in self.inner.parameters()])
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("build", [lambda m: o.SGD(m.parameters(), lr=0.1, momentum=0.9), lambda m: apo.sgd(0.1, 0.9)])
+def test_the_objective_is_evaluated_where_the_step_without_momentum_leads(build: Any) -> None:
+    """And the live weights come back exactly; to a rule its gradient still belongs to θ."""
+    model = Watch(net(dropout=0.0))
+    meta = apo.Gradient(o.SGD, lr=0.0, every=1)
+    opt = apo.APO(model, build(model), F.cross_entropy, meta=meta)
+    for batch in batches(3):
+        opt.zero_grad()
+        F.cross_entropy(model(batch[0]), batch[1]).backward()
+        old = [p.detach().clone() for p in model.parameters()]
+        grads = [p.grad.clone() for p in model.parameters()]
+        opt.step(batch=batch)
+        for p, g, at in zip(old, grads, model.seen[-1], strict=True):
+            torch.testing.assert_close(at, p - 0.1 * g, rtol=1e-6, atol=1e-7)
+    assert any(not torch.equal(a, p) for a, p in zip(model.seen[-1], model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("meta", [apo.Gradient(o.SGD, lr=1e-3, every=2), apo.Newton(every=2, search=False)])
+def test_a_list_of_a_rule_and_a_torch_optimizer(meta: Any) -> None:
+    """The same numbers as two torch optimizers in a list."""
+    runs = []
+    for first in ("rule", "torch"):
+        model = net(dropout=0.0).double()
+        left, right = list(model[0].parameters()), [*model[1].parameters(), *model[5].parameters()]
+        base = (apo.adam(lr=1e-2), left) if first == "rule" else o.Adam(left, lr=1e-2)
+        opt = apo.APO(model, [base, o.SGD(right, lr=0.1, momentum=0.9)], F.cross_entropy, meta=meta)
+        train(model, opt, batches(9, dtype=torch.float64))
+        runs.append((opt.hypers(), [p.detach().clone() for p in model.parameters()]))
+    assert runs[0][0].keys() == {"lr/0", "lr/1"}
+    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-7)
+    for a, b in zip(runs[0][1], runs[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+def test_a_torch_optimizer_beside_a_rule_whose_eps_alone_is_tuned() -> None:
+    """Nothing of the torch optimizer is tuned; it steps as ever, its momentum out of the judgement."""
+    model = net(dropout=0.0)
+    left, right = list(model[0].parameters()), [*model[1].parameters(), *model[5].parameters()]
+    base = [o.SGD(right, lr=0.1, momentum=0.9), (apo.rmsprop(lr=1e-2, eps=1e-2), left)]
+    opt = apo.APO(model, base, F.cross_entropy, tune={"eps": "global"}, meta="paper")
+    twin = copy.deepcopy(model)
+    train(model, opt, batches(1))
+    assert set(opt.hypers()) == {"eps"}
+    assert opt.hypers()["eps"] != pytest.approx(1e-2, rel=0.01)
+    bare = o.SGD([*twin[1].parameters(), *twin[5].parameters()], lr=0.1, momentum=0.9)
+    x, y = batches(1)[0]
+    F.cross_entropy(twin(x), y).backward()
+    bare.step()
+    assert weights(twin[5]) == weights(model[5])
