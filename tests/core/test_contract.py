@@ -1,13 +1,14 @@
 """What every rule promises: pure, keeps types and structure, leaves what has no gradient, finite at zero."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import apo
-from apo.types import compute_dtype, leaves, rebuild
+from apo.types import leaves, rebuild
 from tests.cases import DEVICES, DTYPES, RULES, RuleCase, bits, granular, moment, names, quadratic, tensors
 
 every_rule = pytest.mark.parametrize("case", RULES, ids=names(RULES))
@@ -91,7 +92,7 @@ def test_keeps_dtype_device_structure_and_types(
                     first[key].device,
                 )
                 if value.is_floating_point():
-                    assert torch.finfo(value.dtype).bits >= torch.finfo(compute_dtype(dtype)).bits
+                    assert torch.finfo(value.dtype).bits >= max(32, torch.finfo(dtype).bits)
     _, slopes = apo.hypergradient(
         rule, lambda p: torch.stack([t.float().sum() for t in p.values()]).sum(), params, grads, state, hypers
     )
@@ -199,3 +200,16 @@ def test_is_finite_near_zero(case: RuleCase, fraction: float) -> None:
     ahead = apo.lookahead(rule, params, grads, rule.init(params), rule.hypers)
     assert all(bool(slope.isfinite()) for slope in leaves(ahead.pullback({"w": torch.ones(3)})))
     assert bool(ahead.params["w"].isfinite().all())
+
+
+@every_rule
+def test_pickles_and_copies(case: RuleCase) -> None:
+    """A rule and its state go to a file or another process, and step on from there as they would have."""
+    rule = case.rule()
+    at = moment(rule, quadratic(), 2)
+    expected = tensors(*rule.step(*at, rule.hypers))
+    for other, there in (pickle.loads(pickle.dumps((rule, at))), copy.deepcopy((rule, at))):
+        assert [bits(t) for t in tensors(*other.step(*there, other.hypers))] == [bits(t) for t in expected]
+        assert all(
+            other.domains[name].contains(0.5) and not domain.contains(-1.0) for name, domain in rule.domains.items()
+        )
