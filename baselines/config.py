@@ -81,7 +81,6 @@ class Config:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        """Check every value."""
         for name, choices in (
             ("data", tuple(LOADERS)),
             ("model", tuple(MODELS)),

@@ -63,7 +63,6 @@ class Display:
     """Shows the runs of a command, one `Stage` each."""
 
     def __init__(self, console: Console, progress: Progress | None, lines: int) -> None:
-        """Show on `console`, with `progress` if it is live, else about so many lines a run."""
         self.console, self.progress, self.lines = console, progress, lines
 
     def stage(self, name: str, steps: int, done: int = 0) -> Stage:
@@ -95,7 +94,6 @@ class Interrupt:
     """
 
     def __init__(self) -> None:
-        """Nothing is asked for yet."""
         self.asked = False
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:

@@ -6,6 +6,7 @@ rate is in force, and saves and restores its whole state. `METHODS` is the table
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Protocol
 
 import torch
@@ -44,39 +45,41 @@ class Method(Protocol):
         """Restore what `state_dict` gave."""
 
 
-def make_optimizer(name: str, model: nn.Module, lr: float, weight_decay: float | None = None) -> torch.optim.Optimizer:
-    """An optimizer of `torch.optim` by its name here, with that library's defaults but for sgdm's momentum."""
+def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """The optimizer of `torch.optim` that `config` names, with that library's defaults but for sgdm's momentum."""
     factories: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "sgd": torch.optim.SGD,
-        "sgdm": lambda params, **options: torch.optim.SGD(params, momentum=0.9, nesterov=True, **options),
+        "sgdm": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
         "rmsprop": torch.optim.RMSprop,
         "adam": torch.optim.Adam,
         "adamw": torch.optim.AdamW,
     }
-    options = {} if weight_decay is None else {"weight_decay": weight_decay}
-    return factories[name](model.parameters(), lr=lr, **options)
+    return factories[config.optimizer](model.parameters(), **_options(config))
 
 
-def make_rule(name: str, lr: float, weight_decay: float | None = None) -> Any:
-    """The update rule of that name in apo, every hyperparameter of which could be tuned."""
+def make_rule(config: Config) -> Any:
+    """The update rule in apo that `config` names, every hyperparameter of which could be tuned."""
     factories: dict[str, Callable[..., Any]] = {
         "sgd": apo.sgd,
-        "sgdm": lambda **options: apo.sgd(momentum=0.9, nesterov=True, **options),
+        "sgdm": partial(apo.sgd, momentum=0.9, nesterov=True),
         "rmsprop": apo.rmsprop,
         "adam": apo.adam,
         "adamw": apo.adamw,
     }
-    options = {} if weight_decay is None else {"weight_decay": weight_decay}
-    return factories[name](lr=lr, **options)
+    return factories[config.optimizer](**_options(config))
+
+
+def _options(config: Config) -> dict[str, float]:
+    decay = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
+    return {"lr": config.lr, **decay}
 
 
 class Scheduled:
     """An optimizer of `torch.optim` whose learning rate follows a schedule fixed beforehand."""
 
     def __init__(self, model: nn.Module, config: Config, schedule: Schedule) -> None:
-        """Build the optimizer of `config` for `model`."""
         self.model, self.config, self.schedule = model, config, schedule
-        self.optimizer = make_optimizer(config.optimizer, model, config.lr, config.weight_decay)
+        self.optimizer = make_optimizer(model, config)
 
     @property
     def lr(self) -> float:
@@ -106,12 +109,10 @@ class Apo:
     """`apo.APO` around an optimizer of `torch.optim`, or around apo's own rule of that name."""
 
     def __init__(self, model: nn.Module, config: Config) -> None:
-        """Build the optimizer of `config` for `model`."""
         self.model, self.config = model, config
-        make: Callable[..., Any] = make_rule if config.rule else lambda *args: make_optimizer(args[0], model, *args[1:])
         self.optimizer = apo.APO(
             model,
-            make(config.optimizer, config.lr, config.weight_decay),
+            make_rule(config) if config.rule else make_optimizer(model, config),
             F.cross_entropy,
             objective=apo.Proximal(fsd=config.fsd, wsd=config.wsd),
             meta=apo.Newton(every=config.every)
@@ -141,7 +142,9 @@ class Apo:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore both."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.previous = state["previous"]
+        device = next(self.model.parameters()).device
+        previous = state["previous"]
+        self.previous = None if previous is None else (previous[0].to(device), previous[1].to(device))
 
 
 def constant(progress: float, config: Config) -> float:

@@ -55,7 +55,6 @@ class Order:
     """The order in which examples are visited: a new permutation each epoch, from a generator of its own."""
 
     def __init__(self, examples: int, batch_size: int, seed: int) -> None:
-        """Draw the first epoch's permutation."""
         self.batch_size = batch_size
         self.generator = torch.Generator().manual_seed(seed)
         self.permutation = torch.randperm(examples, generator=self.generator)
@@ -120,7 +119,6 @@ class Run:
     """
 
     def __init__(self, config: Config, data: Data | None = None) -> None:
-        """Build the model and its method, at step 0."""
         self.config = config
         self.device = pick_device(config.device)
         self.data = (load_task(config) if data is None else data).to(self.device)
