@@ -17,8 +17,9 @@ import torch
 
 FACTOR = 4.0
 """The factor between the scales that a search tries."""
-ARMIJO = 0.1
-"""The part of the decrease promised by the slope that a step must keep."""
+ARMIJO = 0.9
+"""The part of the decrease promised by the slope that the first step must keep: a fifth of the way to the minimum of a
+quadratic. The best step on one batch, taken again and again on others, diverges: measured with SGD on the digits."""
 
 
 @dataclass(frozen=True)
