@@ -166,8 +166,10 @@ class TorchBase(Base):
 
         def pullback(cotangents: Params) -> Slopes:
             parts: dict[tuple[Coordinate, int], list[Tensor]] = {}
-            for name in owners.keys() & cotangents.keys() if "lr" in self.tune else ():
-                where = Coordinate("lr", self.tune["lr"].key(owners[name], name)), owners[name]
+            for name, group in owners.items() if "lr" in self.tune else ():
+                if name not in cotangents:
+                    continue
+                where = Coordinate("lr", self.tune["lr"].key(group, name)), group
                 parts.setdefault(where, []).append(inner(cotangents[name], delta[name]))
             return {where: sum(part.item() for part in terms) for where, terms in parts.items()}
 

@@ -199,7 +199,7 @@ class Tuning:
     def _places(self) -> Iterator[Place]:
         for base in self._bases:
             for index, group in enumerate(base.optimizer.param_groups, base.first):
-                for hyper in self.tune.keys() & base.domains.keys():
+                for hyper in sorted(self.tune.keys() & base.domains.keys()):
                     how, domain = self.tune[hyper], base.domains[hyper]
                     start = float(group.get("initial_lr", group["lr"]) if hyper == "lr" else group[hyper])
                     names = [base.names[param] for param in group["params"]] if how.by_parameter else [""]
