@@ -2,6 +2,7 @@
 
 from apo import discrepancies, domains, problems
 from apo.hypers import Tune
+from apo.lifting import elementwise
 from apo.meta import Gradient, Newton
 from apo.optimizer import APO
 from apo.proximal import Proximal, hypergradient, lookahead, momentum_free
@@ -9,7 +10,7 @@ from apo.record import Record
 from apo.rules.adam import adam, adamw
 from apo.rules.rmsprop import rmsprop
 from apo.rules.sgd import sgd
-from apo.types import Domain, Params, Rule, elementwise
+from apo.types import Domain, Params, Rule
 
 __version__ = "0.1.0.dev0"
 

@@ -4,16 +4,38 @@ Distributed checkpointing keeps what is in the groups and drops what stands besi
 under names that begin with "apo/". Format 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 FORMAT = 1
 PREFIX = "apo/"
-COUNTERS = ("steps", "counted", "skipped", "without_other", "frozen")
 
 State = dict[str, Any]
+
+
+@dataclass
+class Counts:
+    """What the shell counts.
+
+    Attributes:
+        steps: Steps taken.
+        counted: Those that moved something; meta-steps are numbers 1, 1 + every, ... of these.
+        skipped: Steps and meta-steps skipped because of numbers that are not finite.
+        without_other: Meta-steps that lacked another batch for the function-space term.
+    """
+
+    steps: int = 0
+    counted: int = 0
+    skipped: int = 0
+    without_other: int = 0
+
+    def restore(self, numbers: Mapping[str, Any]) -> None:
+        """Take back counts by their names; those that are missing stay."""
+        for name, value in vars(self).items():
+            setattr(self, name, int(numbers.get(name, value)))
 
 
 def pack(state_dict: State, numbers: dict[str, Any]) -> State:

@@ -1,13 +1,12 @@
 """How far outputs have moved: the discrepancy D of the proximal objective.
 
-    squared_error   D(z, z_k) = ‖z − z_k‖²                          004 Eq. 7,  Gauss-Newton
-    kl              D(z, z_k) = KL(softmax z ‖ softmax z_k)         004 Eq. 9,  natural gradient
-    bregman         D(z, z_k) = ℓ(z) − ℓ(z_k) − ⟨∇ℓ(z_k), z − z_k⟩  004 Eq. 8,  generalised Gauss-Newton
-    gauss_newton    D(z, z_k) = (z − z_k)ᵀ ∇²ℓ(z_k) (z − z_k)       004 Eq. 16, proximal Newton at λ = ½
+    squared_error   D(z, z_k) = ‖z − z_k‖²                          paper, Eq. 7,  Gauss-Newton
+    kl              D(z, z_k) = KL(softmax z ‖ softmax z_k)         paper, Eq. 9,  natural gradient
+    bregman         D(z, z_k) = ℓ(z) − ℓ(z_k) − ⟨∇ℓ(z_k), z − z_k⟩  paper, Eq. 8,  generalised Gauss-Newton
+    gauss_newton    D(z, z_k) = (z − z_k)ᵀ ∇²ℓ(z_k) (z − z_k)       paper, Eq. 16, proximal Newton at λ = ½
 
 Each takes outputs ``new`` and ``old`` and, where it involves the loss, ``loss`` and ``targets``; it returns one number
 an example, [B], or their mean, []. Every discrepancy is zero, with zero gradient, at equality.
-"004" is *Amortized Proximal Optimization*.
 """
 
 from collections.abc import Callable
@@ -22,7 +21,7 @@ Discrepancy = Callable[..., Tensor]
 
 
 def squared_error(new: Tensor, old: Tensor) -> Tensor:
-    """Squared error: summed over the outputs of an example (004 Eq. 7).
+    """Squared error: summed over the outputs of an example (paper, Eq. 7).
 
     Args:
         new: Outputs, [B, ...]; [B, T, V] is a sequence: summed over V, averaged over T.
@@ -38,7 +37,7 @@ def squared_error(new: Tensor, old: Tensor) -> Tensor:
 
 
 def kl(new: Tensor, old: Tensor) -> Tensor:
-    """Kullback-Leibler divergence KL(p_new ‖ p_old) of categorical distributions given by logits (004 Eq. 9).
+    """Kullback-Leibler divergence KL(p_new ‖ p_old) of categorical distributions given by logits (paper, Eq. 9).
 
     Args:
         new: Logits, [B, ..., V], classes last.
@@ -53,7 +52,7 @@ def kl(new: Tensor, old: Tensor) -> Tensor:
 
 
 def bregman(new: Tensor, old: Tensor, loss: Loss, targets: Any) -> Tensor:
-    """Bregman divergence of the loss as a function of the outputs (004 Eq. 8).
+    """Bregman divergence of the loss as a function of the outputs (paper, Eq. 8).
 
     Args:
         new: Outputs, [B, ...].
@@ -69,7 +68,7 @@ def bregman(new: Tensor, old: Tensor, loss: Loss, targets: Any) -> Tensor:
 
 
 def gauss_newton(new: Tensor, old: Tensor, loss: Loss, targets: Any) -> Tensor:
-    """Squared length of the change in the metric of the loss's Hessian in output space (004 Eq. 16).
+    """Squared length of the change in the metric of the loss's Hessian in output space (paper, Eq. 16).
 
     There is no factor ½: λ = ½ makes the proximal step a Newton step, and this is twice the second-order term of
     `bregman`.
@@ -93,7 +92,7 @@ def gauss_newton(new: Tensor, old: Tensor, loss: Loss, targets: Any) -> Tensor:
     return 2.0 * (change * product).sum() - length  # a quadratic form: its value is `length`, its gradient 2HΔz
 
 
-def check(discrepancy: Discrepancy, outputs: Tensor) -> None:
+def check_vanishes(discrepancy: Discrepancy, outputs: Tensor) -> None:
     """Check that a discrepancy vanishes at equality, with its gradient; else Q has the wrong slope at a zero step.
 
     Args:

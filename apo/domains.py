@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from apo.checks import real
 from apo.types import Domain
 
 
@@ -25,14 +26,13 @@ UNIT_INTERVAL = Domain("(0, 1)", _is_fraction, torch.sigmoid, torch.logit)
 AVERAGING = UNIT_INTERVAL._replace(one_step=False)
 
 
-def hyper(name: str, value: float, *, below: float = math.inf, zero: bool = True) -> Tensor:
-    """A hyperparameter as a 0-d float64 tensor, checked.
+def hyper(name: str, value: float, *, below: float = math.inf) -> Tensor:
+    """A hyperparameter as a 0-d float64 tensor, checked. Zero is legal: it cannot be adapted, but it can be used.
 
     Args:
         name: What the hyperparameter is called, for the message.
-        value: A real number.
+        value: A real number, at least 0.
         below: The value must be below this.
-        zero: Whether 0 is legal (it cannot be adapted, but it can be used).
 
     Returns:
         The value, [] in float64 on the CPU.
@@ -41,15 +41,23 @@ def hyper(name: str, value: float, *, below: float = math.inf, zero: bool = True
         TypeError: If the value is not a real number.
         ValueError: If it is outside the set.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a float, not {value!r} of type {type(value).__name__}")
-    if not (0.0 <= value < below) or (value == 0.0 and not zero):
-        upper = "∞" if below == math.inf else f"{below:g}"
-        raise ValueError(f"{name}={value!r} is not in {'[' if zero else '('}0, {upper})")
-    return torch.tensor(float(value), dtype=torch.float64)
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a float, not {value!r} of type Tensor")
+    return torch.tensor(real(name, value, high=below), dtype=torch.float64)
 
 
-def shift(domain: Domain, value: float, offset: float) -> tuple[float, float]:
+def free(domain: Domain, value: float) -> float:
+    """The unconstrained coordinate of a value.
+
+    Raises:
+        ValueError: If the value is outside the domain.
+    """
+    if not domain.contains(value):
+        raise ValueError(f"{value!r} is not in {domain.name}, so it cannot be adapted; drop it from tune=")
+    return domain.unconstrain(torch.tensor(value, dtype=torch.float64)).item()
+
+
+def shift(domain: Domain, value: float, offset: float) -> float:
     """Move a value by an offset along the unconstrained coordinate of its domain.
 
     Args:
@@ -58,15 +66,24 @@ def shift(domain: Domain, value: float, offset: float) -> tuple[float, float]:
         offset: The displacement u in the unconstrained coordinate.
 
     Returns:
-        The moved value, exactly ``value`` at offset 0, and its derivative with respect to the offset.
+        The moved value, exactly ``value`` at offset 0.
 
     Raises:
         ValueError: If the value is outside the domain.
     """
-    if not domain.contains(value):
-        raise ValueError(f"{value!r} is not in {domain.name}, so it cannot be adapted")
-    free = (domain.unconstrain(torch.tensor(value, dtype=torch.float64)) + offset).requires_grad_()
+    coordinate = free(domain, value)
+    if offset == 0.0:
+        return value
+    return domain.constrain(torch.tensor(coordinate + offset, dtype=torch.float64)).item()
+
+
+def derivative(domain: Domain, value: float) -> float:
+    """How fast a value moves with its unconstrained coordinate.
+
+    Raises:
+        ValueError: If the value is outside the domain.
+    """
+    coordinate = torch.tensor(free(domain, value), dtype=torch.float64, requires_grad=True)
     with torch.enable_grad():
-        moved = domain.constrain(free)
-    (derivative,) = torch.autograd.grad(moved, free)
-    return (value if offset == 0.0 else moved.item()), derivative.item()
+        moved = domain.constrain(coordinate)
+    return torch.autograd.grad(moved, coordinate)[0].item()

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from apo.discrepancies import Loss
+from apo.batches import describe, logits
+from apo.discrepancies import Loss, check_vanishes
 from apo.proximal import Proximal
 from apo.types import Params
 
-Evaluate = Callable[[nn.Module, Any], tuple[Tensor, Any]]
+Evaluate = Callable[[nn.Module, Any], tuple[Any, Any]]
 FP16_SCALE = 1024.0
 """Q is scaled by this before a backward in float16, and the gradient unscaled after it."""
 
@@ -91,7 +92,6 @@ class Evaluation:
     Attributes:
         model: The module, without a data-parallel wrapper.
         recorder: Notes the conditions of training forwards.
-        checked: Whether a custom discrepancy has been found to vanish at equality.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Evaluation:
         """Hold the model and the functions, and hook the model's forward."""
         self.model, self.params = model, params
         self.loss, self.forward, self.target, self.evaluate = loss, forward, target, evaluate
-        self.checked = False
+        self._checked = False
         self.recorder = Recorder([*{param.device for param in params.values()}])
         model.register_forward_pre_hook(self.recorder)
 
@@ -116,14 +116,22 @@ class Evaluation:
         with self.undisturbed(), torch.no_grad():
             return sum(fed.weight / total * self._run(fed)[0].item() for fed in feeds)
 
-    def outputs(self, feeds: Sequence[Fed]) -> list[tuple[Tensor, Conditions]]:
-        """The outputs on batches at the live weights, and the conditions under which to take them again."""
+    def outputs(self, objective: Proximal, feeds: Sequence[Fed]) -> list[tuple[Tensor, Conditions]]:
+        """The outputs on batches at the live weights, and the conditions under which to take them again.
+
+        Raises:
+            TypeError: If outputs are no tensor and have no logits.
+            ValueError: If a custom discrepancy does not vanish at equality; it is checked once.
+        """
         taken = []
         with self.undisturbed(), torch.no_grad():
             for fed in feeds:
                 conditions = fed.conditions or self.recorder.now()
                 with under(conditions):
                     taken.append((logits(self._outputs(fed.batch)), conditions))
+        if taken and callable(objective.discrepancy) and not self._checked:
+            check_vanishes(objective.discrepancy, taken[0][0])
+            self._checked = True
         return taken
 
     def judge(
@@ -204,9 +212,9 @@ class Evaluation:
             else:
                 outputs = self._outputs(fed.batch)
                 loss = outputs.loss if self.loss is None else self.loss(outputs, self._target(fed.batch))
-        if getattr(loss, "numel", int)() != 1:
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise TypeError(
-                f"the loss must be a tensor with one element, not {_describe(loss)}; see loss= and evaluate="
+                f"the loss must be a tensor with one element, not {describe(loss)}; see loss= and evaluate="
             )
         return loss.reshape(()), outputs
 
@@ -219,7 +227,7 @@ class Evaluation:
             return self.model(**batch)
         if isinstance(batch, Sequence) and len(batch):
             return self.model(batch[0])
-        raise TypeError(f"a batch must be a sequence or a mapping, not {_describe(batch)}; pass forward= and target=")
+        raise TypeError(f"a batch must be a sequence or a mapping, not {describe(batch)}; pass forward= and target=")
 
     def _target(self, batch: Any) -> Any:
         if self.target is not None:
@@ -228,37 +236,10 @@ class Evaluation:
             return batch["labels"]
         if isinstance(batch, Sequence) and len(batch) == 2:
             return batch[1]
-        raise TypeError(f"no targets in {_describe(batch)}: pass target=, a function from a batch to its targets")
+        raise TypeError(f"no targets in {describe(batch)}: pass target=, a function from a batch to its targets")
 
     def _targets(self, batch: Any, objective: Proximal) -> Any:
         return self._target(batch) if objective.needs_targets else None
-
-
-def logits(outputs: Any) -> Tensor:
-    """The tensor in which outputs are compared: themselves, or their ``logits``.
-
-    Raises:
-        TypeError: If there is none.
-    """
-    tensor = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
-    if not isinstance(tensor, Tensor):
-        raise TypeError(
-            f"outputs must be a tensor or have .logits, not {_describe(outputs)}; pass forward= or evaluate="
-        )
-    return tensor
-
-
-def head(batch: Any, fraction: float) -> Any:
-    """The leading fraction of the examples of a batch: of every tensor in it, at least one row."""
-    if fraction == 1.0:
-        return batch
-    if isinstance(batch, Tensor):
-        return batch[: max(1, round(fraction * len(batch)))]
-    if isinstance(batch, Mapping):
-        return {key: head(value, fraction) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return [head(value, fraction) for value in batch]
-    return batch
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -276,10 +257,6 @@ def _backward(part: Tensor, scale: float) -> float:
 
 def _in_float16(conditions: Conditions | None) -> bool:
     return conditions is not None and (True, torch.float16) in conditions.autocast.values()
-
-
-def _describe(value: Any) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _rng(device: torch.device) -> Any:

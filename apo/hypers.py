@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-
+from apo.checks import choice, flag, real
+from apo.domains import free
 from apo.types import Domain
 
 GRANULARITIES = ("global", "group", "layer", "parameter")
@@ -42,7 +42,7 @@ class Tune:
         force: Allow a hyperparameter that a one-step objective cannot judge, such as momentum.
 
     Raises:
-        TypeError: If ``by`` is neither a string nor a function.
+        TypeError: If a value is of the wrong type.
         ValueError: If a value is outside its set.
     """
 
@@ -56,10 +56,14 @@ class Tune:
         """Check every field."""
         if not callable(self.by) and not isinstance(self.by, str):
             raise TypeError(f"by={self.by!r} must be one of {GRANULARITIES} or a function from parameter name to key")
-        if isinstance(self.by, str) and self.by not in GRANULARITIES:
-            raise ValueError(f"by={self.by!r} is not one of {', '.join(map(repr, GRANULARITIES))}")
-        if self.max_change is not None and not self.max_change > 1.0:
-            raise ValueError(f"max_change={self.max_change!r} is not in (1, ∞)")
+        if isinstance(self.by, str):
+            choice("by", self.by, GRANULARITIES)
+        for name in ("low", "high"):
+            if getattr(self, name) is not None:
+                real(name, getattr(self, name))
+        if self.max_change is not None:
+            real("max_change", self.max_change, low=1.0, ends="()")
+        flag("force", self.force)
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ValueError(f"low={self.low!r} is not below high={self.high!r}")
 
@@ -90,26 +94,13 @@ class Tune:
         if self.max_change is not None and old is not None:
             reach = math.log(self.max_change)
             offset = min(max(offset, old - reach), old + reach)
-        origins = [free(domain, start) for start in starts]
-        if self.low is not None:
-            offset = max([offset, *(free(domain, self.low) - origin for origin in origins)])
-        if self.high is not None:
-            offset = min([offset, *(free(domain, self.high) - origin for origin in origins)])
+        for bound, nearest in ((self.low, max), (self.high, min)):
+            if bound is not None:
+                offset = nearest([offset, *(free(domain, bound) - free(domain, start) for start in starts)])
         return offset
 
 
-def free(domain: Domain, value: float) -> float:
-    """The unconstrained coordinate of a value.
-
-    Raises:
-        ValueError: If the value is outside the domain.
-    """
-    if not domain.contains(value):
-        raise ValueError(f"{value!r} is not in {domain.name}, so it cannot be adapted; drop it from tune=")
-    return domain.unconstrain(torch.tensor(value, dtype=torch.float64)).item()
-
-
-def parse(tune: object) -> dict[str, Tune]:
+def parse_tune(tune: object) -> dict[str, Tune]:
     """The ``tune=`` argument as a dict of `Tune`.
 
     Raises:

@@ -5,15 +5,17 @@ at s = 0 and b = GᵀΔ at s = 1, hence the curvature c = b − a and the minimi
 meta-steps, per unit of the learning rate (a/η and c/η²), so that what is minimised is the expected objective.
 
 `Gradient` hands the hypergradient to any torch optimizer, in the unconstrained coordinates. The paper's is
-``Gradient(torch.optim.RMSprop, lr=0.1, every=10)``. Source: *Amortized Proximal Optimization*, Alg. 1 and §5.
+``Gradient(torch.optim.RMSprop, lr=0.1, every=10)``. Source: the paper, Alg. 1 and §5.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from apo.checks import flag, real, whole
 
 FACTOR = 4.0
 """The factor between the scales that a search tries."""
@@ -37,6 +39,7 @@ class Newton:
         backtrack: Whether a step that made its own batch clearly worse is shortened.
 
     Raises:
+        TypeError: If a value is of the wrong type.
         ValueError: If a value is outside its set.
     """
 
@@ -49,12 +52,12 @@ class Newton:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        _check_every(self.every)
-        if not 0.0 <= self.average < 1.0:
-            raise ValueError(f"average={self.average!r} is not in [0, 1)")
-        for name in ("growth", "shrink"):
-            if not getattr(self, name) > 1.0:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not in (1, ∞)")
+        whole("every", self.every)
+        real("average", self.average, high=1.0)
+        real("growth", self.growth, low=1.0, ends="()")
+        real("shrink", self.shrink, low=1.0, ends="()")
+        flag("search", self.search)
+        flag("backtrack", self.backtrack)
 
 
 @dataclass
@@ -62,20 +65,12 @@ class NewtonState:
     """Averages of `Newton`, as plain floats.
 
     Attributes:
-        slope: Average of a/η.
-        curvature: Average of max(c, 0)/η².
-        weight: The sum of the averages' weights, which corrects their start.
-        loss: Running mean of the losses on the batches of meta-steps.
-        spread: Running mean of the absolute deviation from it.
-        losses: How many losses are in.
+        slope: Average of a/η, not corrected for its start.
+        curvature: Average of max(c, 0)/η², likewise; so that the quotient of the two needs no correction.
     """
 
     slope: float = 0.0
     curvature: float = 0.0
-    weight: float = 0.0
-    loss: float = 0.0
-    spread: float = 0.0
-    losses: int = 0
 
     def move(self, newton: Newton, unit: float, a: float, c: float) -> float:
         """Take in a slope and a curvature, and return the factor by which to change the unit.
@@ -90,7 +85,6 @@ class NewtonState:
             The factor, within [1/shrink, growth].
         """
         keep = newton.average
-        self.weight = keep * self.weight + (1.0 - keep)
         self.slope = keep * self.slope + (1.0 - keep) * a / unit
         self.curvature = keep * self.curvature + (1.0 - keep) * max(c, 0.0) / unit**2
         if self.slope >= 0.0:
@@ -98,17 +92,40 @@ class NewtonState:
         best = -self.slope / self.curvature if self.curvature > 0.0 else math.inf
         return min(max(best / unit, 1.0 / newton.shrink), newton.growth)
 
-    def suspicious(self, loss: float) -> bool:
-        """Whether a loss stands out above those of earlier batches."""
-        return not math.isfinite(loss) or (self.losses >= 3 and loss > self.loss + 4.0 * self.spread + 1e-3)
 
-    def watch(self, loss: float) -> None:
-        """Take a loss into the running mean and spread."""
-        keep = min(0.9, self.losses / (self.losses + 1.0))
-        if self.losses:
-            self.spread = keep * self.spread + (1.0 - keep) * abs(loss - self.loss)
-        self.loss = keep * self.loss + (1.0 - keep) * loss
-        self.losses += 1
+OUTLIER = 4.0
+"""A loss this many mean deviations above the running mean stands out."""
+MEMORY = 10
+"""The number of losses that the running mean is over, about."""
+
+
+@dataclass
+class LossWatch:
+    """A running mean of the losses on the batches of meta-steps, to notice one that stands out.
+
+    Attributes:
+        mean: Their running mean.
+        spread: The running mean of their absolute deviation from it.
+        seen: How many there were.
+    """
+
+    mean: float = 0.0
+    spread: float = 0.0
+    seen: int = 0
+
+    def outlier(self, loss: float) -> bool:
+        """Whether a loss stands out above those before; one that is not finite always does."""
+        return not math.isfinite(loss) or (self.seen > 2 and loss > self.mean + OUTLIER * self.spread)
+
+    def add(self, loss: float) -> None:
+        """Take a loss in, if it is finite."""
+        if not math.isfinite(loss):
+            return
+        self.seen += 1
+        new = 1.0 / min(self.seen, MEMORY)
+        if self.seen > 1:
+            self.spread += new * (abs(loss - self.mean) - self.spread)
+        self.mean += new * (loss - self.mean)
 
 
 def search(loss_at: Callable[[float], float], start: float, slope: float) -> float:
@@ -164,7 +181,6 @@ def shorten(loss_at: Callable[[float], float], start: float) -> float:
     return scale
 
 
-@dataclass(frozen=True, init=False)
 class Gradient:
     """Hyperparameters by a torch optimizer on their unconstrained coordinates (log for positive ones).
 
@@ -173,16 +189,7 @@ class Gradient:
         every: Calls of ``step`` from one meta-step to the next.
         clip: The largest absolute value of a meta-gradient, each coordinate apart; None for no limit.
         options: Options of the factory, such as ``lr`` (in log units per meta-step, for most optimizers).
-
-    Raises:
-        TypeError: If the factory cannot be called.
-        ValueError: If a value is outside its set.
     """
-
-    factory: Callable[..., torch.optim.Optimizer]
-    every: int = 10
-    clip: float | None = None
-    options: dict[str, Any] = field(default_factory=dict)
 
     def __init__(
         self,
@@ -192,14 +199,25 @@ class Gradient:
         clip: float | None = None,
         **options: Any,
     ) -> None:
-        """Take the factory, when to use it, and its options."""
+        """Take the factory, when to use it, and its options.
+
+        Raises:
+            TypeError: If a value is of the wrong type, or the factory does not take the options.
+            ValueError: If a value is outside its set.
+        """
         if not callable(factory):
             raise TypeError(f"factory={factory!r} must be a torch optimizer class, such as torch.optim.RMSprop")
-        _check_every(every)
-        if clip is not None and not clip > 0.0:
-            raise ValueError(f"clip={clip!r} is not in (0, ∞)")
-        for name, value in {"factory": factory, "every": every, "clip": clip, "options": options}.items():
-            object.__setattr__(self, name, value)
+        whole("every", every)
+        if clip is not None:
+            real("clip", clip, ends="()")
+        self.factory, self.every, self.clip, self.options = factory, every, clip, options
+        GradientState(self, 1)
+
+    def __repr__(self) -> str:
+        """As it was called."""
+        options = {"every": self.every, "clip": self.clip, **self.options}
+        name = getattr(self.factory, "__name__", repr(self.factory))
+        return f"Gradient({name}, {', '.join(f'{key}={value!r}' for key, value in options.items())})"
 
 
 class GradientState:
@@ -230,31 +248,32 @@ class GradientState:
         return moved
 
     def numbers(self) -> dict[str, float | int | list[float]]:
-        """The optimizer's state in plain numbers: vectors as lists, other tensors as floats."""
+        """The optimizer's state in plain numbers: one list a vector, other tensors as floats."""
         state = self.optimizer.state[self.free]
         return {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in state.items()}
 
     def restore(self, numbers: dict[str, Any]) -> None:
-        """Take back what `numbers` gave; coordinates that have been added since start afresh at zero."""
+        """Take back what `numbers` gave.
+
+        Args:
+            numbers: One list a vector, with as many entries as there are coordinates; other numbers as they were.
+        """
         state = self.optimizer.state[self.free]
         for name, value in numbers.items():
-            if isinstance(value, list):
-                padded = [*value, *[0.0] * (len(self.free) - len(value))]
-                state[name] = torch.tensor(padded, dtype=torch.float64)
-            else:
-                state[name] = torch.tensor(value) if isinstance(value, float) else value
+            plain = isinstance(value, int)
+            state[name] = value if plain else torch.tensor(value, dtype=torch.float64)
 
 
 Meta = Newton | Gradient
 
 
-def parse(meta: object, by_parameter: bool) -> Meta:
+def parse_meta(meta: object, by_parameter: bool) -> Meta:
     """The ``meta=`` argument as a configuration.
 
     Args:
         meta: "newton", "paper", or a configuration.
         by_parameter: Whether anything is tuned more finely than a group: the paper then takes a meta learning rate of
-            1e-3 (004 App. C); at every step is our choice.
+            1e-3 (the paper, App. C); at every step is our choice.
 
     Returns:
         The configuration.
@@ -277,10 +296,3 @@ def paper(by_parameter: bool, every: int | None = None) -> Gradient:
     if by_parameter:
         return Gradient(torch.optim.RMSprop, lr=1e-3, every=every or 1)
     return Gradient(torch.optim.RMSprop, lr=0.1, every=every or 10)
-
-
-def _check_every(every: object) -> None:
-    if isinstance(every, bool) or not isinstance(every, int):
-        raise TypeError(f"every={every!r} must be an int, the number of calls between meta-steps")
-    if every < 1:
-        raise ValueError(f"every={every!r} is not at least 1")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from apo.bases import Base, Slopes, Values
-from apo.discrepancies import check
-from apo.evaluation import Evaluation, Fed, head
+from apo.bases.base import Base, Slopes, Values
+from apo.batches import head
+from apo.evaluation import Evaluation, Fed
 from apo.meta import Newton, search, shorten
 from apo.proximal import Proximal
 from apo.record import Row
@@ -82,28 +82,26 @@ class MetaStep:
         self.skipped = False
         self.evaluations = 0
 
-    def take(self, values: Sequence[Values]) -> bool:
+    def take(self, values: Values) -> bool:
         """Take the step, its scale searched if it is the first.
 
         Args:
-            values: Effective hyperparameters, for each base.
+            values: Effective hyperparameters.
 
         Returns:
             Whether any weight moved.
         """
-        self._old = self._evaluation.outputs(self._others)
-        if self._old and callable(self._objective.discrepancy) and not self._evaluation.checked:
-            check(self._objective.discrepancy, self._old[0][0])
-            self._evaluation.checked = True
+        self._old = self._evaluation.outputs(self._objective, self._others)
         searching = self._tuning.searches and bool(self._feeds)
         if searching:
-            self._origin = self._loss()
-            searching = math.isfinite(self._origin)
+            here = self._evaluation.judge(self._objective, self._feeds, [], [], 0.0)
+            self._origin = here.loss
+            searching = math.isfinite(here.loss)
         backups = [base.backup() for base in self._bases] if searching else []
         try:
             self._step = Step(self._bases, values, self._objective.lookahead)
             if searching and self._step.moved:
-                self._search()
+                self._search(_along(self._step.pullback(here.gradient)))
         except BaseException:
             for restore in backups:
                 restore()
@@ -150,9 +148,8 @@ class MetaStep:
             self._origin = self._loss_at(0.0)
         return self._origin
 
-    def _search(self) -> None:
+    def _search(self, slope: float) -> None:
         """Search the scale of the first step, allowing for schedules and for momentum that has not built up."""
-        slope = _along(self._step.pullback(self._step.gradient))
         scale = search(self._loss_at, self._start(), slope)
         build_up = max(base.build_up() for base in self._bases)
         self._step.rescale(self._tuning.rescale(scale * (max(self._ratios) or 1.0) / build_up))
@@ -160,13 +157,13 @@ class MetaStep:
 
     def _backtrack(self, verdict: Verdict) -> bool:
         """Shorten a step that made its own batch clearly worse."""
-        newton = self._tuning.newton
-        if self._tuning.backtracks and self._feeds and newton.suspicious(verdict.loss):
+        watch = self._tuning.watch
+        if self._tuning.backtracks and self._feeds and watch.outlier(verdict.loss):
             start = self._start()
-            if math.isfinite(start) and not verdict.loss <= start + newton.spread:
+            if math.isfinite(start) and not verdict.loss <= start + watch.spread:
                 self._step.rescale(self._tuning.rescale(shorten(self._loss_at, start)))
                 return True
-        newton.watch(verdict.loss)
+        watch.add(verdict.loss)
         return False
 
     def _verdict(self) -> Verdict:

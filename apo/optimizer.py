@@ -17,18 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from apo import checkpoint
-from apo.bases import Values
+from apo.bases.base import Values
+from apo.bases.build import bases_of, named
+from apo.checks import flag, function, real
 from apo.discrepancies import Loss
 from apo.evaluation import Evaluate, Evaluation, Fed, unwrapped
-from apo.hypers import parse
-from apo.meta import Gradient, Newton
-from apo.meta import parse as parse_meta
+from apo.hypers import parse_tune
+from apo.meta import Gradient, Newton, parse_meta
 from apo.metastep import MetaStep
 from apo.proximal import Proximal
 from apo.record import Record
 from apo.tuning import Tuning
 from apo.types import Rule
-from apo.wrapping import bases_of
 
 
 class APO(torch.optim.Optimizer):
@@ -82,38 +82,36 @@ class APO(torch.optim.Optimizer):
             TypeError: If an argument is of the wrong type.
             ValueError: If a value cannot work; the message says what to do.
         """
-        if any(isinstance(item, APO) for item in (base, *(base if isinstance(base, list | tuple) else ()))):
-            raise TypeError("base= is an apo.APO already: wrap the optimizer inside it")
-        _check_types(model, objective, loss=loss, forward=forward, target=target, evaluate=evaluate, relative=relative)
-        how = parse({"lr": "global"} if tune is None else tune)
+        _check(model, base, objective)
+        function(loss=loss, forward=forward, target=target, evaluate=evaluate, relative=relative)
+        flag("assume_linear", assume_linear)
+        flag("skip_nonfinite", skip_nonfinite)
+        how = parse_tune({"lr": "global"} if tune is None else tune)
         configured = parse_meta(meta, any(t.by_parameter for t in how.values()))
         self.objective = Proximal() if objective is None else objective
         self.record = Record()
         self._model = unwrapped(model)
-        self._names: dict[Tensor, str] = {}
-        self._params: dict[str, Tensor] = {}
-        self._skip_nonfinite = skip_nonfinite
-        self._steps = self._counted = self._skipped = self._without_other = 0
-        self._frozen = False
+        self._skip_nonfinite, self._frozen = skip_nonfinite, False
+        self._counts = checkpoint.Counts()
         self._warned: set[str] = set()
         self._feeds: list[tuple[Any, float]] = []
         self._kept: list[Fed] = []
-        self._sizes: list[int] = []
+        # Both are kept up to date by `_link`, and read by the bases and the evaluation.
+        self._names: dict[Tensor, str] = {}
+        self._params: dict[str, Tensor] = {}
         self._bases = bases_of(base, self._model, how, self._names, assume_linear, self.objective.lookahead)
         super().__init__([p for b in self._bases for g in b.optimizer.param_groups for p in g["params"]], {})
         self.defaults = self._bases[0].optimizer.defaults
         self._evaluation = Evaluation(self._model, self._params, loss, forward, target, evaluate)
         self._tuning = Tuning(how, configured, relative)
+        self._sizes: list[int] = []
         self._link()
-        self._evaluation.recorder.armed = self.due
+        self._arm()
 
     @property
     def due(self) -> bool:
         """Whether the next step will use a batch: to judge itself, or to serve as the other batch of the one after."""
-        if self._frozen or not self._tuning.offsets:
-            return False
-        ahead = -self._counted % self._tuning.meta.every
-        return ahead == 0 or (ahead == 1 and self.objective.fsd != 0.0)
+        return self._until_meta_step() == 0 or (self._until_meta_step() == 1 and self.objective.fsd != 0.0)
 
     def feed(self, batch: Any, weight: float = 1.0) -> None:
         """Hand over a batch that the gradient of the next step is of; call it once for each accumulated batch.
@@ -123,10 +121,10 @@ class APO(torch.optim.Optimizer):
             weight: Its weight in the mean over the batches of the step.
 
         Raises:
-            ValueError: If the weight is not positive.
+            TypeError: If the weight is no number.
+            ValueError: If it is not positive.
         """
-        if not 0.0 < weight < math.inf:
-            raise ValueError(f"weight={weight!r} is not in (0, ∞)")
+        real("weight", weight, ends="()")
         if self.due:
             self._feeds.append((batch, weight))
 
@@ -151,15 +149,18 @@ class APO(torch.optim.Optimizer):
         conditions = seen if len(seen) == len(fed) else [None] * len(fed)
         feeds = [Fed(b, weight, c) for (b, weight), c in zip(fed, conditions, strict=True)]
         others = [Fed(other, 1.0, None)] if other is not None else self._kept
-        if self._skip_nonfinite and not self._finite_gradient():
-            self._skipped += 1
-            self._warn("a gradient is not finite: steps with such gradients are skipped")
-        else:
-            self._advance(feeds, others)
-        self._feeds = []
-        self._kept = feeds if self.objective.fsd != 0.0 and self._counted % self._tuning.meta.every == 0 else []
-        seen.clear()
-        self._evaluation.recorder.armed = self.due
+        taken = self._counts.steps
+        try:
+            message = self._advance(feeds, others)
+        finally:
+            if self._counts.steps > taken:  # an error before the commit leaves everything as it was
+                self._clear()
+                self._show(self._tuning.values(taken))
+        if self._until_meta_step() == 0 and self.objective.fsd != 0.0:
+            self._kept = feeds
+        if message and message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=3)
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -191,22 +192,24 @@ class APO(torch.optim.Optimizer):
     def freeze(self) -> None:
         """Stop tuning: hyperparameters stay as they are."""
         self._frozen = True
-        self._feeds, self._kept, self._evaluation.recorder.armed = [], [], False
+        self._clear()
 
     def unfreeze(self) -> None:
         """Tune again."""
         self._frozen = False
-        self._evaluation.recorder.armed = self.due
+        self._arm()
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state and groups; what the tuning knows is in the groups, as plain numbers.
+
+        The record is not in it: write that to a file of its own.
 
         Returns:
             A dict that ``torch.load(..., weights_only=True)`` accepts.
         """
         self._link()
-        counters = {name: int(getattr(self, f"_{name}")) for name in checkpoint.COUNTERS}
-        return checkpoint.pack(super().state_dict(), counters | self._tuning.numbers())
+        numbers = {**vars(self._counts), "frozen": int(self._frozen), **self._tuning.numbers()}
+        return checkpoint.pack(super().state_dict(), numbers)
 
     def load_state_dict(self, state_dict: dict[str, Any], keep_hypers: bool = False) -> None:
         """Resume from `state_dict`, or from the bare base optimizer's.
@@ -218,6 +221,8 @@ class APO(torch.optim.Optimizer):
         Raises:
             ValueError: If it is of a newer format, or its groups do not fit.
         """
+        for hook in getattr(self, "_optimizer_load_state_dict_pre_hooks", {}).values():
+            state_dict = hook(self, state_dict) or state_dict
         plain, numbers = checkpoint.unpack(state_dict)
         checkpoint.check_fit(plain, self.param_groups)
         kept = [{name: value for name, value in group.items() if name != "params"} for group in self.param_groups]
@@ -226,49 +231,67 @@ class APO(torch.optim.Optimizer):
         if keep_hypers:
             for group, options in zip((g for b in self._bases for g in b.optimizer.param_groups), kept, strict=True):
                 group.update(options)
-        for name in checkpoint.COUNTERS if numbers else ():
-            setattr(self, f"_{name}", type(getattr(self, f"_{name}"))(numbers[name]))
+        self._counts.restore(numbers)
+        self._frozen = bool(numbers.get("frozen", self._frozen))
         self._link()
         self._tuning.restore(numbers, offsets=not keep_hypers)
-        self._feeds, self._kept = [], []
-        self._show()
-        self._evaluation.recorder.armed = self.due
+        self._clear()
+        self._show(self._tuning.values(self._counts.steps))
+        for hook in getattr(self, "_optimizer_load_state_dict_post_hooks", {}).values():
+            hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but a scheduler's hold on ``step``: a copy goes on tuning where this one stands."""
         return {name: value for name, value in self.__dict__.items() if name != "step"}
 
-    def _advance(self, feeds: Sequence[Fed], others: Sequence[Fed]) -> None:
-        """Take a step, and judge it if it is a meta-step's."""
-        values = self._tuning.values(self._steps)
-        judged = self.due and self._counted % self._tuning.meta.every == 0
-        if judged and not feeds and self.objective.loss_model == "exact":
-            self._warn("lr is not being tuned: pass batch= to step(), or feed() a batch, whenever opt.due is true")
-            judged = False
-        self._show(values)
-        if judged:
-            self._meta_step(values, feeds, others)
-            return
-        moving = any(True for base in self._bases for _ in base.moving())
-        for base, settings in zip(self._bases, values, strict=True):
-            base.step(settings)
-        self._steps += 1
-        self._counted += moving and any(group["effective_lr"] for group in self.param_groups)
+    def _until_meta_step(self) -> float:
+        """How many counted calls come before the next meta-step; infinity where nothing is tuned."""
+        if self._frozen or not self._tuning.offsets:
+            return math.inf
+        return -self._counts.counted % self._tuning.meta.every
 
-    def _meta_step(self, values: list[Values], feeds: Sequence[Fed], others: Sequence[Fed]) -> None:
-        meta_step = MetaStep(self._bases, self._evaluation, self.objective, self._tuning, feeds, others, self._steps)
+    def _advance(self, feeds: Sequence[Fed], others: Sequence[Fed]) -> str | None:
+        """Take a step, and judge it if it is a meta-step's; return what the user should be told."""
+        if self._skip_nonfinite and not self._finite_gradient():
+            self._counts.skipped += 1
+            self._clear()
+            return "a gradient is not finite: steps with such gradients are skipped"
+        values = self._tuning.values(self._counts.steps)
+        meta_step = self._until_meta_step() == 0
+        if meta_step and (feeds or self.objective.loss_model == "linear"):
+            return self._meta_step(values, feeds, others)
+        moving = any(rate > 0.0 for rate in self._tuning.rates(values))
+        moving = moving and any(True for base in self._bases for _ in base.moving())
+        for base in self._bases:
+            base.step(values)
+        self._counts.steps += 1
+        self._counts.counted += moving
+        return _NOTHING_FED if meta_step else None
+
+    def _meta_step(self, values: Values, feeds: Sequence[Fed], others: Sequence[Fed]) -> str | None:
+        counts = self._counts
+        meta_step = MetaStep(self._bases, self._evaluation, self.objective, self._tuning, feeds, others, counts.steps)
         moved = meta_step.take(values)
-        self._steps += 1
+        counts.steps += 1
         if not moved:
-            return
-        self._counted += 1
-        self._without_other += meta_step.without_other
+            return None
+        counts.counted += 1
+        counts.without_other += meta_step.without_other
         row = meta_step.judge()
-        if meta_step.skipped:
-            self._skipped += 1
-            self._warn("the objective or its gradient is not finite: the meta-step is skipped")
-        counters = {"skipped": float(self._skipped), "without_other": float(self._without_other)}
-        self.record.rows.append({**row, **counters, **self._tuning.hypers()})
+        counts.skipped += meta_step.skipped
+        so_far = {"skipped": float(counts.skipped), "without_other": float(counts.without_other)}
+        self.record.rows.append({**row, **so_far, **self._tuning.hypers()})
+        return "the objective or its gradient is not finite: the meta-step is skipped" if meta_step.skipped else None
+
+    def _clear(self) -> None:
+        """Forget the batches that have been fed, and make ready for the next."""
+        self._feeds, self._kept = [], []
+        self._arm()
+
+    def _arm(self) -> None:
+        """Note the conditions of the forwards to come if their batches will be used."""
+        self._evaluation.recorder.seen.clear()
+        self._evaluation.recorder.armed = self.due
 
     def _link(self) -> None:
         """Follow the base optimizers: their groups and state are ours."""
@@ -282,50 +305,35 @@ class APO(torch.optim.Optimizer):
             state.update(base.optimizer.state)
             base.optimizer.state = state
         self.state, self.param_groups, self._sizes = state, groups, sizes
-        named = {param: name for name, param in self._model.named_parameters()}
-        params = [param for group in groups for param in group["params"]]
-        if len(set(params)) < len(params):
-            twice = next(named.get(p, "a parameter") for p in params if params.count(p) > 1)
-            raise ValueError(f"{twice} is in more than one group; give it to one optimizer")
+        names = named(self._model, [param for group in groups for param in group["params"]])
         self._names.clear()
-        self._names.update({p: named.get(p, f"extra.{i}") for i, p in enumerate(params)})
+        self._names.update(names)
         self._params.clear()
-        self._params.update({name: param for param, name in self._names.items()})
-        first = 0
-        for base in self._bases:
+        self._params.update({name: param for param, name in names.items()})
+        counts = [len(base.optimizer.param_groups) for base in self._bases]
+        for base, first in zip(self._bases, itertools.accumulate(counts, initial=0), strict=False):
             base.first = first
-            first += len(base.optimizer.param_groups)
         self._tuning.link(self._bases)
-        self._show()
+        self._show(self._tuning.values(self._counts.steps))
 
-    def _show(self, values: list[Any] | None = None) -> None:
-        """Write the factor and the effective learning rate into the groups, as plain floats."""
-        values = self._tuning.values(self._steps) if values is None else values
-        for index, (group, settings) in enumerate(zip(self.param_groups, itertools.chain(*values), strict=True)):
-            group["lr_factor"] = self._tuning.factor(index)
-            rate = settings.get("lr", group["lr"])
-            group["effective_lr"] = _geometric_mean(rate) if isinstance(rate, dict) else float(rate)
+    def _show(self, values: Values) -> None:
+        """Write factors and effective learning rates into the groups, as plain floats."""
+        shown = zip(self.param_groups, self._tuning.factors(), self._tuning.rates(values), strict=True)
+        for group, factor, rate in shown:
+            group["lr_factor"], group["effective_lr"] = factor, rate
 
     def _finite_gradient(self) -> bool:
         grads = (param.grad for base in self._bases for *_, param in base.moving())
         return all(bool(torch.isfinite(grad).all()) for grad in grads if grad is not None)
 
-    def _warn(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            warnings.warn(message, stacklevel=5)
+
+_NOTHING_FED = "lr is not being tuned: pass batch= to step(), or feed() a batch, whenever opt.due is true"
 
 
-def _check_types(model: object, objective: object, **functions: object) -> None:
+def _check(model: object, base: object, objective: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r} must be a torch.nn.Module; for plain functions see apo.hypergradient")
+    if any(isinstance(item, APO) for item in (base, *(base if isinstance(base, list | tuple) else ()))):
+        raise TypeError("base= is an apo.APO already: wrap the optimizer inside it")
     if not isinstance(objective, Proximal | None):
         raise TypeError(f"objective={objective!r} must be an apo.Proximal")
-    for name, function in functions.items():
-        if function is not None and not callable(function):
-            raise TypeError(f"{name}={function!r} must be a function or None")
-
-
-def _geometric_mean(rates: dict[str, float]) -> float:
-    values = list(rates.values())
-    return math.exp(sum(map(math.log, values)) / len(values)) if values and min(values) > 0.0 else 0.0

@@ -10,10 +10,9 @@ discrepancy, FSD) or the weights (weight-space discrepancy, WSD) more than it mu
     Q, G             = value and gradient of Q at θ'   an ordinary forward and backward
     ∇_φ Q            = pullback(G)
 
-Source: *Amortized Proximal Optimization* ("004"), Eq. 2, 4 and 11; WSD from Bae et al., arXiv 2203.00089.
+Source: the paper, Eq. 2, 4 and 11; WSD from Bae et al., arXiv 2203.00089.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, NamedTuple
@@ -21,11 +20,180 @@ from typing import Any, Generic, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from apo.discrepancies import BY_NAME, NEEDS_LOSS, Discrepancy, Loss, check
-from apo.types import H, Params, Rule, S, compute_dtype, leaves, rebuild
+from apo.checks import choice, real
+from apo.discrepancies import BY_NAME, NEEDS_LOSS, Discrepancy, Loss, check_vanishes
+from apo.trees import detached, half_square, inner, leaves, rebuild
+from apo.types import H, Judged, Params, Rule, S
 
 Objective = Callable[[Params], Tensor]
 Schedule = float | Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """What is judged: the proximal objective Q of the module docstring.
+
+    Attributes:
+        fsd: λ_FSD ≥ 0, or a function of the number of steps taken. Units: loss per unit of discrepancy.
+        wsd: λ_WSD ≥ 0, or a function of the number of steps taken. Units: loss per squared parameter unit.
+        discrepancy: "squared_error", "kl", "bregman", "gauss_newton", or a function ``D(new, old)`` that returns [] or
+            [B], zero with zero gradient at equality.
+        loss_model: "exact" for the loss at θ', or "linear" for its first-order Taylor polynomial at θ (paper, Eq. 4).
+        lookahead: "no-momentum" judges the step without the momentum of the base optimizer, "step" the step itself.
+            They are the same wherever there is no momentum.
+        other_fraction: The leading fraction of B' on which the discrepancy is measured, in (0, 1].
+
+    Raises:
+        TypeError: If a number is expected and something else is given.
+        ValueError: If a value is outside its set, or the linear model has no minimum.
+    """
+
+    fsd: Schedule = 0.0
+    wsd: Schedule = 0.0
+    discrepancy: str | Discrepancy = "squared_error"
+    loss_model: Literal["exact", "linear"] = "exact"
+    lookahead: Judged = "no-momentum"
+    other_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("fsd", "wsd"):
+            if not callable(getattr(self, name)):
+                real(name, getattr(self, name))
+        choice("loss_model", self.loss_model, ("exact", "linear"))
+        choice("lookahead", self.lookahead, ("no-momentum", "step"))
+        if not callable(self.discrepancy):
+            choice("discrepancy", self.discrepancy, tuple(BY_NAME))
+        real("other_fraction", self.other_fraction, high=1.0, ends="(]")
+        if self.loss_model == "linear" and self.fsd == 0.0 and self.wsd == 0.0:
+            raise ValueError("loss_model='linear' with fsd=0 and wsd=0 has no minimum: make fsd or wsd positive")
+
+    def at(
+        self,
+        params: Params,
+        loss: Objective,
+        outputs: Callable[[Params], Tensor] | None = None,
+        *,
+        grads: Params | None = None,
+        output_loss: Loss | None = None,
+        targets: Any = None,
+        steps: int = 0,
+    ) -> Objective:
+        """Q as a function of θ', for a step taken from θ = ``params``.
+
+        Args:
+            params: Parameters θ.
+            loss: L_B as a function of parameters.
+            outputs: f(B', ·) as a function of parameters; needed where fsd is positive.
+            grads: The gradient of ``loss`` at θ; needed where ``loss_model`` is "linear".
+            output_loss: The loss as a function of outputs and targets, for "bregman" and "gauss_newton".
+            targets: The targets of B', likewise.
+            steps: The number of steps taken, for schedules of λ.
+
+        Returns:
+            A function from θ' to Q, [].
+
+        Raises:
+            ValueError: If an argument that the terms need is missing, or the discrepancy is not zero at equality.
+        """
+        fsd, wsd = self.weights(steps)
+        theta = {key: p.detach() for key, p in params.items()}
+        loss_model = self._linearised(loss, theta, grads) if self.loss_model == "linear" else loss
+        function_space = self._function_space(outputs, theta, output_loss, targets) if fsd else None
+
+        def objective(new: Params) -> Tensor:
+            q = loss_model(new)
+            if function_space:
+                q = q + fsd * function_space(new)
+            if wsd:
+                q = q + wsd * half_square({key: new[key] - theta[key] for key in new})
+            return q
+
+        return objective
+
+    def weights(self, steps: int) -> tuple[float, float]:
+        """λ_FSD and λ_WSD after a number of steps.
+
+        Raises:
+            TypeError: If a schedule returns something that is no number.
+            ValueError: If it returns a negative or non-finite one.
+        """
+        fsd = self.fsd(steps) if callable(self.fsd) else self.fsd
+        wsd = self.wsd(steps) if callable(self.wsd) else self.wsd
+        return real("fsd", fsd), real("wsd", wsd)
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether the discrepancy involves the loss, and so the targets of B'."""
+        return self.discrepancy in NEEDS_LOSS
+
+    def distance(self, new: Tensor, old: Tensor, loss: Loss | None = None, targets: Any = None) -> Tensor:
+        """The mean discrepancy between outputs, [].
+
+        Args:
+            new: Outputs at θ', [B, ...].
+            old: Outputs at θ, shaped as ``new``.
+            loss: The loss of outputs and targets, for "bregman" and "gauss_newton".
+            targets: The targets of B', likewise.
+
+        Returns:
+            The mean over examples, [].
+
+        Raises:
+            ValueError: If the discrepancy needs a loss and there is none.
+        """
+        measure = BY_NAME[self.discrepancy] if isinstance(self.discrepancy, str) else self.discrepancy
+        if not self.needs_targets:
+            return measure(new, old).mean()
+        if loss is None:
+            raise ValueError(f"discrepancy={self.discrepancy!r} needs loss=, a function of outputs and targets")
+        return measure(new, old, loss, targets)
+
+    def _linearised(self, loss: Objective, theta: Params, grads: Params | None) -> Objective:
+        """The first-order Taylor polynomial of the loss at θ."""
+        if grads is None:
+            raise ValueError("loss_model='linear' needs grads=, the gradient of the loss at params")
+        slopes = {key: g.detach() for key, g in grads.items()}
+        with torch.no_grad():
+            origin = loss(theta)
+        return lambda new: origin + sum(inner(slope, new[key] - theta[key]) for key, slope in slopes.items())
+
+    def _function_space(
+        self, outputs: Callable[[Params], Tensor] | None, theta: Params, output_loss: Loss | None, targets: Any
+    ) -> Objective:
+        """The mean discrepancy from the outputs at θ."""
+        if outputs is None:
+            raise ValueError("fsd > 0 needs outputs=, the model's outputs on another batch as a function of params")
+        with torch.no_grad():
+            old = outputs(theta)
+        if callable(self.discrepancy):
+            check_vanishes(self.discrepancy, old)
+        return lambda new: self.distance(outputs(new), old, output_loss, targets)
+
+
+def hypergradient(
+    rule: Rule[S, H], objective: Objective, params: Params, grads: Params, state: S, hypers: H
+) -> tuple[Tensor, H]:
+    """The gradient of an objective after one step of a rule, with respect to the rule's hyperparameters.
+
+    Args:
+        rule: The update rule.
+        objective: ``objective(new_params) -> []``, for instance ``Proximal(...).at(...)``.
+        params: Parameters θ before the step.
+        grads: Gradients g at θ, keyed as ``params``.
+        state: The rule's state ξ before the step.
+        hypers: Hyperparameters φ.
+
+    Returns:
+        The objective at θ', [], and its gradient: the type of ``hypers``, in natural units (per unit of each
+        hyperparameter).
+
+    Raises:
+        ValueError: If the objective is not a scalar that depends on the parameters.
+    """
+    new_params, _, pullback = lookahead(rule, params, grads, state, hypers)
+    value, cotangents = value_and_grad(objective, new_params)
+    return value, pullback(cotangents)
 
 
 class Lookahead(NamedTuple, Generic[S, H]):
@@ -97,33 +265,8 @@ def value_and_grad(objective: Objective, params: Params) -> tuple[Tensor, Params
     return value.detach(), dict(zip(inputs, grads, strict=True))
 
 
-def hypergradient(
-    rule: Rule[S, H], objective: Objective, params: Params, grads: Params, state: S, hypers: H
-) -> tuple[Tensor, H]:
-    """The gradient of an objective after one step of a rule, with respect to the rule's hyperparameters.
-
-    Args:
-        rule: The update rule.
-        objective: ``objective(new_params) -> []``, for instance ``Proximal(...).at(...)``.
-        params: Parameters θ before the step.
-        grads: Gradients g at θ, keyed as ``params``.
-        state: The rule's state ξ before the step.
-        hypers: Hyperparameters φ.
-
-    Returns:
-        The objective at θ', [], and its gradient: the type of ``hypers``, in natural units (per unit of each
-        hyperparameter).
-
-    Raises:
-        ValueError: If the objective is not a scalar that depends on the parameters.
-    """
-    new_params, _, pullback = lookahead(rule, params, grads, state, hypers)
-    value, cotangents = value_and_grad(objective, new_params)
-    return value, pullback(cotangents)
-
-
 def momentum_free(rule: Rule[S, H]) -> Rule[S, H]:
-    """The rule whose step is the given rule's without its momentum, for judging a step; see 004 §5 and App. G.
+    """The rule whose step is the given rule's without its momentum, for judging a step; see the paper, §5 and App. G.
 
     Its step leaves the state as it was. A rule without momentum is returned unchanged.
     """
@@ -131,168 +274,3 @@ def momentum_free(rule: Rule[S, H]) -> Rule[S, H]:
     if free is None:
         return rule
     return rule._replace(step=lambda params, grads, state, hypers: (free(params, grads, state, hypers), state))
-
-
-@dataclass(frozen=True)
-class Proximal:
-    """What is judged: the proximal objective Q of the module docstring.
-
-    Attributes:
-        fsd: λ_FSD ≥ 0, or a function of the number of steps taken. Units: loss per unit of discrepancy.
-        wsd: λ_WSD ≥ 0, or a function of the number of steps taken. Units: loss per squared parameter unit.
-        discrepancy: "squared_error", "kl", "bregman", "gauss_newton", or a function ``D(new, old)`` that returns [] or
-            [B], zero with zero gradient at equality.
-        loss_model: "exact" for the loss at θ', or "linear" for its first-order Taylor polynomial at θ (004 Eq. 4).
-        lookahead: "no-momentum" judges the step without the momentum of the base optimizer, "step" the step itself.
-            They are the same wherever there is no momentum.
-        other_fraction: The leading fraction of B' on which the discrepancy is measured, in (0, 1].
-
-    Raises:
-        ValueError: If a value is outside its set, or the linear model has no minimum.
-    """
-
-    fsd: Schedule = 0.0
-    wsd: Schedule = 0.0
-    discrepancy: str | Discrepancy = "squared_error"
-    loss_model: Literal["exact", "linear"] = "exact"
-    lookahead: Literal["no-momentum", "step"] = "no-momentum"
-    other_fraction: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        for name in ("fsd", "wsd"):
-            strength = getattr(self, name)
-            if not callable(strength):
-                weight(name, strength)
-        _choose("loss_model", self.loss_model, ("exact", "linear"))
-        _choose("lookahead", self.lookahead, ("no-momentum", "step"))
-        if not callable(self.discrepancy):
-            _choose("discrepancy", self.discrepancy, tuple(BY_NAME))
-        if not 0.0 < _number(self.other_fraction) <= 1.0:
-            raise ValueError(f"other_fraction={self.other_fraction!r} is not in (0, 1]")
-        if self.loss_model == "linear" and self.fsd == 0.0 and self.wsd == 0.0:
-            raise ValueError("loss_model='linear' with fsd=0 and wsd=0 has no minimum: make fsd or wsd positive")
-
-    def weights(self, steps: int) -> tuple[float, float]:
-        """λ_FSD and λ_WSD after a number of steps.
-
-        Raises:
-            ValueError: If a schedule returns a negative or non-finite number.
-        """
-        fsd = self.fsd(steps) if callable(self.fsd) else self.fsd
-        wsd = self.wsd(steps) if callable(self.wsd) else self.wsd
-        return weight("fsd", fsd), weight("wsd", wsd)
-
-    @property
-    def needs_targets(self) -> bool:
-        """Whether the discrepancy involves the loss, and so the targets of B'."""
-        return self.discrepancy in NEEDS_LOSS
-
-    def distance(self, new: Tensor, old: Tensor, loss: Loss | None = None, targets: Any = None) -> Tensor:
-        """The mean discrepancy between outputs, [].
-
-        Args:
-            new: Outputs at θ', [B, ...].
-            old: Outputs at θ, shaped as ``new``.
-            loss: The loss of outputs and targets, for "bregman" and "gauss_newton".
-            targets: The targets of B', likewise.
-
-        Returns:
-            The mean over examples, [].
-
-        Raises:
-            ValueError: If the discrepancy needs a loss and there is none.
-        """
-        measure = BY_NAME[self.discrepancy] if isinstance(self.discrepancy, str) else self.discrepancy
-        if not self.needs_targets:
-            return measure(new, old).mean()
-        if loss is None:
-            raise ValueError(f"discrepancy={self.discrepancy!r} needs loss=, a function of outputs and targets")
-        return measure(new, old, loss, targets)
-
-    def at(
-        self,
-        params: Params,
-        loss: Objective,
-        outputs: Callable[[Params], Tensor] | None = None,
-        *,
-        grads: Params | None = None,
-        output_loss: Loss | None = None,
-        targets: Any = None,
-        steps: int = 0,
-    ) -> Objective:
-        """Q as a function of θ', for a step taken from θ = ``params``.
-
-        Args:
-            params: Parameters θ.
-            loss: L_B as a function of parameters.
-            outputs: f(B', ·) as a function of parameters; needed where fsd is positive.
-            grads: The gradient of ``loss`` at θ; needed where ``loss_model`` is "linear".
-            output_loss: The loss as a function of outputs and targets, for "bregman" and "gauss_newton".
-            targets: The targets of B', likewise.
-            steps: The number of steps taken, for schedules of λ.
-
-        Returns:
-            A function from θ' to Q, [].
-
-        Raises:
-            ValueError: If an argument that the terms need is missing, or the discrepancy is not zero at equality.
-        """
-        fsd, wsd = self.weights(steps)
-        here = {key: p.detach() for key, p in params.items()}
-        if fsd and outputs is None:
-            raise ValueError("fsd > 0 needs outputs=, the model's outputs on another batch as a function of params")
-        if self.loss_model == "linear" and grads is None:
-            raise ValueError("loss_model='linear' needs grads=, the gradient of the loss at params")
-        slopes = {key: g.detach() for key, g in (grads or {}).items()}
-        with torch.no_grad():
-            old = outputs(here) if fsd and outputs else None
-            base = loss(here) if self.loss_model == "linear" else None
-        if old is not None and not isinstance(self.discrepancy, str) and not self.needs_targets:
-            check(self.discrepancy, old)
-
-        def objective(new: Params) -> Tensor:
-            if base is None:
-                q = loss(new)
-            else:
-                q = base + sum(inner(slope, new[key] - here[key]) for key, slope in slopes.items())
-            if old is not None and outputs is not None:
-                q = q + fsd * self.distance(outputs(new), old, output_loss, targets)
-            if wsd:
-                q = q + wsd * half_square({key: new[key] - here[key] for key in new})
-            return q
-
-        return objective
-
-
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product of two tensors of one shape, [], in float32 or better."""
-    dtype = compute_dtype(torch.promote_types(a.dtype, b.dtype))
-    return torch.dot(a.to(dtype).reshape(-1), b.to(dtype).reshape(-1))
-
-
-def half_square(delta: Params) -> Tensor:
-    """The weight-space discrepancy ½‖Δ‖², []."""
-    return 0.5 * torch.stack([inner(d, d) for d in delta.values()]).sum()
-
-
-def detached(state: S) -> S:
-    """A state without its graph."""
-    return rebuild(state, [tensor.detach() for tensor in leaves(state)])
-
-
-def weight(name: str, value: float) -> float:
-    """A penalty's weight as a float, or a ValueError."""
-    if not 0.0 <= (number := _number(value)) < math.inf:
-        raise ValueError(f"{name}={value!r} is not in [0, ∞)")
-    return number
-
-
-def _number(value: Any) -> float:
-    """The value as a float, NaN where it is no real number."""
-    return float(value) if hasattr(value, "__float__") and not isinstance(value, bool) else math.nan
-
-
-def _choose(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from apo.bases import Base, Slopes, Values
-from apo.proximal import half_square
-from apo.types import Params
+from apo.bases.base import Base, Slopes, Values
+from apo.trees import half_square
+from apo.types import Judged, Params
 
 
 class Step:
@@ -20,15 +20,15 @@ class Step:
         scale: The scale of the step that stays, against the one taken.
     """
 
-    def __init__(self, bases: Sequence[Base], values: Sequence[Values], judged: str) -> None:
+    def __init__(self, bases: Sequence[Base], values: Values, judged: Judged) -> None:
         """Take the step: the live weights are θ' afterwards."""
         self._live = {name: param for base in bases for _, _, name, param in base.moving()}
         self.gradient = {name: param.grad for name, param in self._live.items() if param.grad is not None}
-        taken = [base.take(settings, judged) for base, settings in zip(bases, values, strict=True)]
+        taken = [base.take(values, judged) for base in bases]
         self.before: Params = {name: tensor for t in taken for name, tensor in t.before.items()}
         self.delta: Params = {name: tensor for t in taken for name, tensor in t.delta.items()}
         self.scale = 1.0
-        self._distinct = any(t.committed is not None for t in taken)
+        self._distinct = any(t.distinct for t in taken)
         self._pullbacks = [t.pullback for t in taken]
 
     @property

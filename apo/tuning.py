@@ -1,26 +1,27 @@
 """The tuned numbers: where they are, the hyperparameters they give, and how a meta-step moves them."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from apo.bases import Base, Slopes, Values
+from apo.bases.base import Base, Slopes, Values
+from apo.bases.build import check_tunable
+from apo.checks import real
 from apo.domains import shift
-from apo.hypers import Coordinate, Tune, free
-from apo.meta import Gradient, GradientState, Newton, NewtonState, paper
+from apo.hypers import Coordinate, Tune
+from apo.meta import Gradient, GradientState, LossWatch, Newton, NewtonState, paper
 from apo.types import Domain
 
 LR = Coordinate("lr", "")
 
 
 class Place(NamedTuple):
-    """Where a coordinate acts: a hyperparameter of a group, or of one parameter in it ("" for the whole group)."""
+    """Where a coordinate acts: on a hyperparameter of a group, or of one parameter in it ("" for the whole group)."""
 
     coordinate: Coordinate
     domain: Domain
     group: int
     name: str
-    start: float
 
 
 class Tuning:
@@ -31,7 +32,8 @@ class Tuning:
         meta: The meta-optimizer.
         relative: A schedule on top of the tuned learning rate, or None.
         offsets: The offset of every coordinate, in the unconstrained coordinate of its domain.
-        newton: Averages of slope and curvature, and the watch on the losses.
+        newton: Averages of slope and curvature.
+        watch: The losses of earlier meta-steps.
         searched: Whether the scale of the first step has been searched.
     """
 
@@ -41,10 +43,12 @@ class Tuning:
         """Hold the configuration; `link` finds the coordinates."""
         self.tune, self.meta, self.relative = dict(tune), meta, relative
         self.offsets: dict[Coordinate, float] = {}
-        self.newton = NewtonState()
+        self.newton, self.watch = NewtonState(), LossWatch()
         self.searched = False
         self._gradient: GradientState | None = None
         self._bases: Sequence[Base] = ()
+        self._places: list[Place] = []
+        self._at: dict[Coordinate, list[Place]] = {}
 
     @property
     def searches(self) -> bool:
@@ -57,69 +61,86 @@ class Tuning:
         return isinstance(self.meta, Newton) and self.meta.backtrack and "lr" in self.tune
 
     def link(self, bases: Sequence[Base]) -> None:
-        """Find the coordinates of the bases' groups; those known before keep their offsets.
+        """Find the coordinates of the bases' groups; those known before keep where they are.
 
         Raises:
             ValueError: If a hyperparameter cannot be tuned.
         """
-        check(self.tune, bases)
-        self._bases = bases
+        check_tunable(self.tune, bases)
         numbers = self.numbers()
-        self.offsets = {c: self.offsets.get(c, 0.0) for c in dict.fromkeys(p.coordinate for p in self._places())}
+        self._bases, self._places = bases, _places(self.tune, bases)
+        self._at = {}
+        for place in self._places:
+            self._at.setdefault(place.coordinate, []).append(place)
+        self.offsets = {coordinate: self.offsets.get(coordinate, 0.0) for coordinate in self._at}
         moved = self._by_gradient()
-        self._gradient = GradientState(self._gradient_of(moved), len(moved)) if moved else None
+        self._gradient = GradientState(self._gradient_for(moved), len(moved)) if moved else None
         self._restore_gradient(numbers)
 
-    def values(self, steps: int) -> list[Values]:
-        """The effective hyperparameters for the next step: for each base, one dict a group.
+    def values(self, steps: int) -> Values:
+        """The effective hyperparameters for the next step.
 
         Raises:
-            ValueError: If a learning rate, or the relative schedule, is negative or not finite.
+            TypeError: If a learning rate, or the relative schedule, is no number.
+            ValueError: If it is negative or not finite.
         """
-        groups = [group for base in self._bases for group in base.optimizer.param_groups]
-        flat: Values = [{} for _ in groups]
-        schedule = self._schedule(steps)
-        for group, settings in zip(groups, flat, strict=True):
-            if not 0.0 <= float(group.get("lr", 0.0)) < math.inf:
-                raise ValueError(f"lr={group['lr']!r} is not in [0, ∞); a tuned learning rate is lr × lr_factor")
+        groups, schedule = self._groups(), self._schedule(steps)
+        values: Values = [{} for _ in groups]
+        for group, settings in zip(groups, values, strict=True):
+            rate = real("lr", group.get("lr", 0.0))
             if self.relative is not None:
-                settings["lr"] = float(group["lr"]) * schedule
-        for place in self._places():
-            hyper, settings = place.coordinate.hyper, flat[place.group]
+                settings["lr"] = rate * schedule
+        moved: dict[tuple[Coordinate, int], float] = {}
+        for place in self._places:
+            hyper, settings = place.coordinate.hyper, values[place.group]
             number = float(groups[place.group][hyper]) * (schedule if hyper == "lr" else 1.0)
-            value = self._moved(place, number)
+            where = place.coordinate, place.group
+            if where not in moved:
+                moved[where] = self._moved(place, number)
             if not place.name:
-                settings[hyper] = value
+                settings[hyper] = moved[where]
                 continue
             apart = settings.get(hyper)
-            settings[hyper] = {**(apart if isinstance(apart, dict) else {}), place.name: value}
-        rest = iter(flat)
-        return [[next(rest) for _ in base.optimizer.param_groups] for base in self._bases]
+            if not isinstance(apart, dict):
+                apart = settings[hyper] = {}
+            apart[place.name] = moved[where]
+        return values
+
+    def rates(self, values: Values) -> list[float]:
+        """The effective learning rate of each group; the geometric mean where parameters differ."""
+        found = []
+        for group, settings in zip(self._groups(), values, strict=True):
+            rate = settings.get("lr", group.get("lr", 0.0))
+            if isinstance(rate, dict):
+                positive = bool(rate) and min(rate.values()) > 0.0
+                rate = math.exp(sum(map(math.log, rate.values())) / len(rate)) if positive else 0.0
+            found.append(float(rate))
+        return found
 
     def ratios(self, steps: int) -> list[float]:
         """What the schedules make of the tuned learning rate: one number a group."""
         schedule = self._schedule(steps)
-        groups = [group for base in self._bases for group in base.optimizer.param_groups]
-        starts = [float(group.get("initial_lr", group.get("lr", 0.0))) for group in groups]
-        return [schedule * (float(g["lr"]) / start if start else 1.0) for g, start in zip(groups, starts, strict=True)]
+        starts = [_start(group, "lr") if "lr" in group else 0.0 for group in self._groups()]
+        return [schedule * (float(g["lr"]) / lr if lr else 1.0) for g, lr in zip(self._groups(), starts, strict=True)]
 
     def hypers(self) -> dict[str, float]:
-        """The tuned hyperparameters and learning rates for the next step, schedules apart, by label."""
-        found: dict[str, dict[str, float]] = {}
-        for place in self._places():
-            apart = f"{place.coordinate.label}/{place.group}" if not place.coordinate.key else place.coordinate.label
-            found.setdefault(place.coordinate.label, {}).setdefault(apart, self._moved(place, place.start))
-        merged: dict[str, float] = {}
-        for label, values in found.items():
-            merged |= {label: next(iter(values.values()))} if len(set(values.values())) == 1 else values
-        return merged
+        """The tuned hyperparameters for the next step, schedules apart, by label."""
+        groups, found = self._groups(), dict[str, float]()
+        for coordinate, places in self._at.items():
+            values = {p.group: self._moved(p, _start(groups[p.group], coordinate.hyper)) for p in places}
+            if len(set(values.values())) == 1 or coordinate.key:
+                found[coordinate.label] = next(iter(values.values()))
+            else:
+                found |= {f"{coordinate.label}/{group}": value for group, value in values.items()}
+        return found
 
-    def factor(self, group: int) -> float:
-        """The factor on a group's learning rate; its geometric mean where parameters differ."""
-        offsets = [
-            self.offsets[p.coordinate] for p in self._places() if p.group == group and p.coordinate.hyper == "lr"
-        ]
-        return math.exp(sum(offsets) / len(offsets)) if offsets else 1.0
+    def factors(self) -> list[float]:
+        """The factor on each group's learning rate; its geometric mean where parameters differ."""
+        logs: list[list[float]] = [[] for _ in self._groups()]
+        for place in self._places:
+            if place.coordinate.hyper == "lr":
+                logs[place.group].append(self.offsets[place.coordinate])
+        return [math.exp(sum(log) / len(log)) if log else 1.0 for log in logs]
 
     def rescale(self, factor: float) -> float:
         """Multiply every tuned learning rate by a factor, within its bounds.
@@ -134,46 +155,51 @@ class Tuning:
                 kept.append(math.exp(self.offsets[coordinate] - old))
         return min(kept)
 
-    def move(self, a: Slopes, b: Slopes, ratios: Sequence[float]) -> float:
+    def move(self, start: Slopes, end: Slopes, ratios: Sequence[float]) -> float:
         """Move every offset by one meta-step.
 
         Args:
-            a: Slopes of the objective at the start of the step, for learning rates.
-            b: Slopes at its end.
+            start: Slopes of the objective at the start of the step, for learning rates.
+            end: Slopes at its end.
             ratios: What the schedules make of the tuned learning rate, one number a group.
 
         Returns:
             The norm of the hypergradient in unconstrained coordinates, at the tuned learning rate.
         """
         slopes = dict.fromkeys(self.offsets, 0.0)
-        starts = dict.fromkeys(self.offsets, 0.0)
-        bends = dict.fromkeys(self.offsets, 0.0)
-        for (coordinate, group), end in b.items():
-            ratio = ratios[group] if coordinate.hyper == "lr" else 1.0
-            if ratio == 0.0:
+        a = c = 0.0
+        for (coordinate, group), b in end.items():
+            if coordinate.hyper != "lr":
+                slopes[coordinate] += b
                 continue
-            start = a.get((coordinate, group), end)
-            starts[coordinate] += start / ratio
-            bends[coordinate] += (end - start) / ratio**2
-            slopes[coordinate] += end if ratio == 1.0 else start / ratio + (end - start) / ratio**2
+            ratio = ratios[group]
+            if ratio != 0.0:
+                first = start[coordinate, group]
+                a += first / ratio
+                c += (b - first) / ratio**2
+                slopes[coordinate] += b if ratio == 1.0 else first / ratio + (b - first) / ratio**2
         moved = self._by_gradient()
         if self._gradient is not None:
-            wanted = self._gradient.move([self.offsets[c] for c in moved], [slopes[c] for c in moved])
+            wanted = self._gradient.move([self.offsets[x] for x in moved], [slopes[x] for x in moved])
             for coordinate, offset in zip(moved, wanted, strict=True):
                 self._set(coordinate, offset)
-        if isinstance(self.meta, Newton) and LR not in moved and LR in self.offsets:
-            unit = math.exp(self.offsets[LR])
-            change = self.newton.move(self.meta, unit, starts[LR], bends[LR])
+        if isinstance(self.meta, Newton) and LR in self.offsets:
+            change = self.newton.move(self.meta, math.exp(self.offsets[LR]), a, c)
             self._set(LR, self.offsets[LR] + math.log(change))
         return math.hypot(*slopes.values())
 
     def numbers(self) -> dict[str, Any]:
-        """Everything that moves, as plain numbers and lists of them."""
-        numbers: dict[str, Any] = {f"offset/{c.label}": offset for c, offset in self.offsets.items()}
+        """Everything that moves, as plain numbers."""
+        numbers: dict[str, Any] = {f"offset/{coordinate.label}": u for coordinate, u in self.offsets.items()}
         numbers |= {f"newton/{name}": value for name, value in vars(self.newton).items()}
+        numbers |= {f"watch/{name}": value for name, value in vars(self.watch).items()}
         numbers["searched"] = int(self.searched)
-        if self._gradient is not None:
-            numbers |= {f"gradient/{name}": value for name, value in self._gradient.numbers().items()}
+        for name, value in self._gradient.numbers().items() if self._gradient else ():
+            if isinstance(value, list):
+                labels = (coordinate.label for coordinate in self._by_gradient())
+                numbers |= {f"gradient/{name}/{label}": x for label, x in zip(labels, value, strict=True)}
+            else:
+                numbers[f"gradient/{name}"] = value
         return numbers
 
     def restore(self, numbers: Mapping[str, Any], offsets: bool = True) -> None:
@@ -185,83 +211,69 @@ class Tuning:
         """
         if offsets:
             self.offsets = {c: float(numbers.get(f"offset/{c.label}", old)) for c, old in self.offsets.items()}
-        for name, value in vars(self.newton).items():
-            setattr(self.newton, name, type(value)(numbers.get(f"newton/{name}", value)))
+        for part, state in {"newton": self.newton, "watch": self.watch}.items():
+            for name, value in vars(state).items():
+                setattr(state, name, type(value)(numbers.get(f"{part}/{name}", value)))
         self.searched = bool(numbers.get("searched", self.searched))
         self._restore_gradient(numbers)
 
     def _restore_gradient(self, numbers: Mapping[str, Any]) -> None:
-        prefix = "gradient/"
-        if self._gradient is not None:
-            kept = {name.removeprefix(prefix): v for name, v in numbers.items() if name.startswith(prefix)}
-            self._gradient.restore(kept)
+        """Restore the meta-optimizer's state; coordinates that it does not hold start afresh at zero."""
+        plain: dict[str, Any] = {}
+        labels = {coordinate.label: position for position, coordinate in enumerate(self._by_gradient())}
+        for name, value in numbers.items():
+            part, _, rest = name.partition("/")
+            field, _, label = rest.partition("/")
+            if part == "gradient" and not label:
+                plain[field] = value
+            elif part == "gradient" and label in labels:
+                plain.setdefault(field, [0.0] * len(labels))[labels[label]] = value
+        if self._gradient is not None and plain:
+            self._gradient.restore(plain)
 
-    def _places(self) -> Iterator[Place]:
-        for base in self._bases:
-            for index, group in enumerate(base.optimizer.param_groups, base.first):
-                for hyper in sorted(self.tune.keys() & base.domains.keys()):
-                    how, domain = self.tune[hyper], base.domains[hyper]
-                    start = float(group.get("initial_lr", group["lr"]) if hyper == "lr" else group[hyper])
-                    names = [base.names[param] for param in group["params"]] if how.by_parameter else [""]
-                    for name in names:
-                        yield Place(Coordinate(hyper, how.key(index, name)), domain, index, name, start)
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for base in self._bases for group in base.optimizer.param_groups]
 
     def _moved(self, place: Place, number: float) -> float:
+        """A hyperparameter moved by its offset; a learning rate of 0 stays 0."""
         offset = self.offsets[place.coordinate]
-        if place.coordinate.hyper == "lr":
-            return number * math.exp(offset)
-        return shift(place.domain, number, offset)[0]
+        return number * math.exp(offset) if place.coordinate.hyper == "lr" else shift(place.domain, number, offset)
 
     def _by_gradient(self) -> list[Coordinate]:
-        newton = isinstance(self.meta, Newton) and "lr" in self.tune and self.tune["lr"].by == "global"
-        return [c for c in self.offsets if not (newton and c == LR)]
+        """The coordinates that `Gradient` moves."""
+        return [c for c in self.offsets if not (isinstance(self.meta, Newton) and c == LR)]
 
-    def _gradient_of(self, moved: Sequence[Coordinate]) -> Gradient:
+    def _gradient_for(self, moved: Sequence[Coordinate]) -> Gradient:
         if isinstance(self.meta, Gradient):
             return self.meta
         return paper(any(self.tune[coordinate.hyper].by_parameter for coordinate in moved), self.meta.every)
 
     def _set(self, coordinate: Coordinate, offset: float, at_once: bool = False) -> None:
-        places = [p for p in self._places() if p.coordinate == coordinate and p.domain.contains(p.start)]
-        if places:
-            how, old = self.tune[coordinate.hyper], self.offsets[coordinate]
-            starts = {place.start for place in places}
-            self.offsets[coordinate] = how.limit(offset, places[0].domain, starts, None if at_once else old)
+        """Set an offset within its bounds, ``max_change`` included unless it is to happen at once."""
+        groups, domain = self._groups(), self._at[coordinate][0].domain
+        starts = {_start(groups[place.group], coordinate.hyper) for place in self._at[coordinate]}
+        inside = [start for start in starts if domain.contains(start)]
+        old = None if at_once else self.offsets[coordinate]
+        self.offsets[coordinate] = self.tune[coordinate.hyper].limit(offset, domain, inside, old)
 
     def _schedule(self, steps: int) -> float:
-        ratio = 1.0 if self.relative is None else float(self.relative(steps))
-        if not 0.0 <= ratio < math.inf:
-            raise ValueError(f"relative({steps}) returned {ratio!r}, which is not in [0, ∞)")
-        return ratio
+        return 1.0 if self.relative is None else real(f"relative({steps})", self.relative(steps))
 
 
-def check(tune: Mapping[str, Tune], bases: Sequence[Base]) -> None:
-    """Raise if a hyperparameter cannot be tuned on these bases.
-
-    Raises:
-        ValueError: If no base has it, a one-step objective cannot judge it, or a value or bound is outside its domain.
-    """
+def _places(tune: Mapping[str, Tune], bases: Sequence[Base]) -> list[Place]:
+    """Every place where a coordinate acts, in the order of ``tune``, groups and parameters."""
+    places = []
     for hyper, how in tune.items():
-        owners = [base for base in bases if hyper in base.domains]
-        if not owners:
-            choice = ", ".join(sorted({repr(name) for base in bases for name in base.domains}))
-            hint = _HINT if any(hyper in base.optimizer.defaults for base in bases) else ""
-            raise ValueError(f"tune={{{hyper!r}: ...}}: the base optimizer can adapt {choice}{hint}")
-        for base in owners:
-            domain = base.domains[hyper]
-            if not domain.one_step and not how.force:
-                raise ValueError(
-                    f"{hyper} shows its effect over many steps, so a one-step objective misjudges it; drop it from "
-                    f"tune=, or insist with apo.Tune(force=True)"
-                )
-            for bound in (how.low, how.high):
-                if bound is not None:
-                    free(domain, bound)
-            for group in base.optimizer.param_groups:
-                if hyper != "lr" and not domain.contains(float(group[hyper])):
-                    raise ValueError(
-                        f"{hyper}={group[hyper]!r} is not in {domain.name}, so it cannot be adapted; drop it from tune="
-                    )
+        for base in bases:
+            if hyper not in base.domains:
+                continue
+            for index, group in enumerate(base.optimizer.param_groups, base.first):
+                names = [base.names[param] for param in group["params"]] if how.by_parameter else [""]
+                coordinates = ((Coordinate(hyper, how.key(index, name)), name) for name in names)
+                places += [Place(coordinate, base.domains[hyper], index, name) for coordinate, name in coordinates]
+    return places
 
 
-_HINT = "; a torch optimizer's other options are closed to us, but our rules (apo.adam, apo.rmsprop, ...) are open"
+def _start(group: Mapping[str, Any], hyper: str) -> float:
+    """A group's own number, at offset 0: for a learning rate, the one that its scheduler started from."""
+    return float(group.get("initial_lr", group["lr"]) if hyper == "lr" else group[hyper])

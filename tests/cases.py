@@ -11,7 +11,8 @@ from torch.func import functional_call, grad
 
 import apo
 from apo.domains import AVERAGING, POSITIVE, UNIT_INTERVAL
-from apo.types import Params, leaves
+from apo.trees import leaves
+from apo.types import Params
 
 
 class RuleCase(NamedTuple):

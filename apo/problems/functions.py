@@ -3,7 +3,7 @@
     rosenbrock                 f(x, y) = (1 − x)² + 100(y − x²)²
     IllConditionedRegression   L(W₁, W₂) = E‖Ax − W₂W₁x‖²,   κ(A) = 10¹⁰
 
-Source: *Amortized Proximal Optimization* ("004"), §5.1 and App. D-E; the regression is from Recht & Rahimi (2017).
+Source: the paper, §5.1 and App. D-E; the regression is from Recht & Rahimi (2017).
 """
 
 import torch
@@ -13,7 +13,7 @@ from apo.types import Params
 
 
 def rosenbrock(params: Params) -> Tensor:
-    """The Rosenbrock function, a curved valley with its minimum, 0, at (1, 1) (004 §5.1).
+    """The Rosenbrock function, a curved valley with its minimum, 0, at (1, 1) (the paper, §5.1).
 
     The source starts at (1, −1.5)::
 
@@ -30,7 +30,7 @@ def rosenbrock(params: Params) -> Tensor:
 
 
 class IllConditionedRegression:
-    """Fitting a two-layer linear model to an ill-conditioned linear map, in float64 (004 §5.1).
+    """Fitting a two-layer linear model to an ill-conditioned linear map, in float64 (the paper, §5.1).
 
     Targets are y = Ax for Gaussian inputs, with A in ℝ¹⁰ˣ⁶ of log-spaced singular values from 1 down to 1/κ. The model
     is f(x) = W₂W₁x with six hidden units, so it can represent A and the minimum of the loss is 0. The source gives

@@ -5,7 +5,7 @@
     θ ← θ − η m̂ / (√v̂ + ε)
 
 η lr, ε eps, w weight_decay. Adam adds the L2 decay wθ to g; AdamW shrinks θ by 1 − ηw instead (decoupled decay). The
-step without momentum has g in the place of m̂. Source: *Amortized Proximal Optimization*, Eq. 22-26; AdamW from
+step without momentum has g in the place of m̂. Source: the paper, Eq. 22-26; AdamW from
 Loshchilov & Hutter, arXiv 1711.05101. Equal to ``torch.optim.Adam`` and ``torch.optim.AdamW``.
 """
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from apo.domains import AVERAGING, POSITIVE, hyper
-from apo.types import Rule, elementwise
+from apo.lifting import elementwise
+from apo.types import Rule
 
 
 class AdamHypers(NamedTuple):

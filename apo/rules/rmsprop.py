@@ -6,7 +6,7 @@
 with g including the L2 decay wθ. η lr, ρ rho, ε eps, γ alpha, w weight_decay. ρ = ½ is ``torch.optim.RMSprop``; both ρ
 and ε act as damping. There is no momentum. With ``bias_correction``, s / (1 − γᵗ) takes the place of s in the step;
 without it, as in the source and in torch, the first step is 1/√(1 − γ) = 10 lr per weight at the defaults.
-Source: *Amortized Proximal Optimization*, Eq. 20-21.
+Source: the paper, Eq. 20-21.
 """
 
 from functools import partial
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from apo.domains import AVERAGING, POSITIVE, hyper
-from apo.types import Rule, elementwise
+from apo.lifting import elementwise
+from apo.types import Rule
 
 
 class RMSpropHypers(NamedTuple):

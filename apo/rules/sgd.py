@@ -5,7 +5,7 @@
     θ ← θ − η(g + μv)                Nesterov
 
 with g including the L2 decay wθ. η lr, μ momentum, τ dampening, w weight_decay. The step without momentum is
-θ ← θ − ηg. Source: *Amortized Proximal Optimization*, Eq. 18-19 (SGDm is ``momentum=0.9, nesterov=True`` there);
+θ ← θ − ηg. Source: the paper, Eq. 18-19 (SGDm there is ``momentum=0.9, nesterov=True``);
 the defaults, and every option, are those of ``torch.optim.SGD``.
 """
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from apo.domains import AVERAGING, POSITIVE, hyper
-from apo.types import Rule, elementwise
+from apo.lifting import elementwise
+from apo.types import Rule
 
 
 class SGDHypers(NamedTuple):
@@ -39,7 +40,7 @@ def init(param: Tensor, *, momentum: bool) -> SGDState:
     """State before the first step: v = 0."""
     if not momentum:
         return SGDState(None, None)
-    return SGDState(torch.zeros_like(param), torch.zeros((), dtype=torch.bool, device=param.device))
+    return SGDState(torch.zeros_like(param), torch.zeros((), dtype=torch.bool))
 
 
 def step(
@@ -50,7 +51,7 @@ def step(
     if state.momentum_buffer is None or state.begun is None:
         return param - hypers.lr * grad, state
     fresh = torch.where(state.begun, 1.0 - hypers.dampening, torch.ones_like(hypers.dampening))
-    buffer = hypers.momentum * state.momentum_buffer + fresh.to(grad) * grad
+    buffer = hypers.momentum * state.momentum_buffer + fresh * grad
     direction = grad + hypers.momentum * buffer if nesterov else buffer
     return param - hypers.lr * direction, SGDState(buffer, torch.ones_like(state.begun))
 

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import apo
-from apo.types import leaves, rebuild
+from apo.trees import leaves, rebuild
 from tests.cases import DEVICES, DTYPES, RULES, RuleCase, bits, granular, moment, names, quadratic, tensors
 
 every_rule = pytest.mark.parametrize("case", RULES, ids=names(RULES))

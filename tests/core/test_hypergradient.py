@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 import apo
-from apo.types import Params, leaves, rebuild
+from apo.trees import leaves, rebuild
+from apo.types import Params
 from tests.cases import PROBLEMS, RULES, Moment, Problem, RuleCase, granular, moment, randn
 
 OBJECTIVE = apo.Proximal(fsd=0.3, wsd=0.2)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import grad
 
 import apo
-from apo.types import leaves
+from apo.trees import leaves
 from tests.cases import RULES, RuleCase, moment, names, quadratic
 
 every_rule = pytest.mark.parametrize("case", RULES, ids=names(RULES))

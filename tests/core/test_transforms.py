@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 import apo
-from apo.types import leaves, rebuild
+from apo.trees import leaves, rebuild
 from tests.cases import RULES, RuleCase, bits, granular, mlp, moment, names, quadratic, tensors
 
 every_rule = pytest.mark.parametrize("case", RULES, ids=names(RULES))

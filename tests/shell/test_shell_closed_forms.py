@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import apo
-from apo.meta import parse
+from apo.meta import parse_meta
 from tests.cases import randn, spd
 
 FREE = {"search": False, "backtrack": False, "growth": 1e9, "shrink": 1e9, "average": 0.0}
@@ -87,8 +87,8 @@ def test_the_paper_ends_within_its_two_cycle(base: Any, wsd: float) -> None:
 
 
 def test_the_paper_is_rmsprop_on_log_lr() -> None:
-    assert parse("paper", by_parameter=False) == apo.Gradient(torch.optim.RMSprop, lr=0.1, every=10)
-    assert parse("paper", by_parameter=True) == apo.Gradient(torch.optim.RMSprop, lr=1e-3, every=1)
+    assert repr(parse_meta("paper", by_parameter=False)) == "Gradient(RMSprop, every=10, clip=None, lr=0.1)"
+    assert repr(parse_meta("paper", by_parameter=True)) == "Gradient(RMSprop, every=1, clip=None, lr=0.001)"
     model, opt = point(BASES["torch"], meta="paper")
     hold_point(model, opt, 21)
     assert [row["step"] for row in opt.record] == [0.0, 10.0, 20.0]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apo
-from apo.bases import TorchBase
+from apo.bases.torch_optimizer import TorchBase
 from apo.hypers import Tune
 from tests.cases import bits, randn
 from tests.shell.helpers import batches, net, train, weights

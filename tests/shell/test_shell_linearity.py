@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import apo
-from apo.linearity import why_not_linear
+from apo.bases.linearity import why_not_linear
 from tests.shell.helpers import batches, matrices, muon_and_adamw, net, optimizers, state, train, vectors
 
 o = torch.optim

@@ -6,11 +6,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from apo.bases import Base, Slopes, Taken, Values
-from apo.domains import shift
+from apo.bases.base import Base, Slopes, Taken, Values
+from apo.domains import derivative
 from apo.hypers import Coordinate
 from apo.proximal import lookahead, momentum_free
-from apo.types import Domain, Params, Rule
+from apo.types import Domain, Judged, Params, Rule
 
 
 class RuleOptimizer(torch.optim.Optimizer):
@@ -33,13 +33,24 @@ class RuleOptimizer(torch.optim.Optimizer):
         """Refuse: hyperparameters come from the shell."""
         raise RuntimeError("a rule's step is taken by apo.APO, not by the optimizer that holds its state")
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; what the rule leaves out of its step cannot be an option of the group."""
+        for hyper, made in self.rule.hypers._asdict().items():
+            if hyper != "lr" and made == 0.0 and param_group.get(hyper, 0.0) != 0.0:
+                raise ValueError(
+                    f"a group has {hyper}={param_group[hyper]!r}, but its rule was made with {hyper}=0, which may "
+                    f"leave it out of the step: make the rule with a positive {hyper}, and set 0 in the other groups"
+                )
+        super().add_param_group(param_group)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load without casting: a rule's state may be of a better dtype than its parameter."""
+        """Load without casting: a rule's state keeps the dtype, and the device that ``init`` gives it."""
         super().load_state_dict(state_dict)
         params = [param for group in self.param_groups for param in group["params"]]
         for position, entry in state_dict["state"].items():
-            param = params[position]
-            self.state[param] = {field: value.to(param.device, copy=True) for field, value in entry.items()}
+            fresh = self.rule.init({"": params[position].detach()})._asdict()
+            homes = {field: start[""] if isinstance(start, dict) else start for field, start in fresh.items()}
+            self.state[params[position]] = {name: v.to(homes[name].device, copy=True) for name, v in entry.items()}
 
     def gather(self, group: dict[str, Any], names: Mapping[Tensor, str]) -> tuple[Params, Params, Params, Any]:
         """Live parameters, their values, gradients and state, of all in a group that have a gradient."""
@@ -81,45 +92,41 @@ class RuleBase(Base):
     def step(self, values: Values) -> None:
         """Take the step."""
         rule = self.optimizer.rule
-        for group, settings in zip(self.optimizer.param_groups, values, strict=True):
+        for index, group in self.groups():
             live, params, grads, state = self.optimizer.gather(group, self.names)
             with torch.no_grad():
-                new, new_state = rule.step(params, grads, state, self._hypers(group, settings))
+                new, new_state = rule.step(params, grads, state, self._hypers(group, values[index]))
             self.optimizer.commit(group, live, new, new_state)
 
-    def take(self, values: Values, judged: str) -> Taken:
+    def take(self, values: Values, judged: Judged) -> Taken:
         """Take the step; its pullback is the tape of the rule."""
         rule = self.optimizer.rule
         judge = momentum_free(rule) if judged == "no-momentum" else rule
         before: Params = {}
         delta: Params = {}
-        committed: Params | None = None if judge is rule else {}
-        pullbacks = []
-        for group, settings in zip(self.optimizer.param_groups, values, strict=True):
+        pullbacks = {}
+        for index, group in self.groups():
             live, params, grads, state = self.optimizer.gather(group, self.names)
             params = {name: param.clone() for name, param in params.items()}  # the commit must not touch the tape
-            hypers = self._hypers(group, settings)
-            new, new_state, pullback = lookahead(judge, params, grads, state, hypers)
+            hypers = self._hypers(group, values[index])
+            new, new_state, pullbacks[index] = lookahead(judge, params, grads, state, hypers)
             before |= params
             delta |= {name: new[name] - param for name, param in params.items()}
-            if committed is not None:
+            if judge is not rule:
                 with torch.no_grad():
                     new, new_state = rule.step(params, grads, state, hypers)
-                committed |= {name: new[name] for name in params}
             self.optimizer.commit(group, live, new, new_state)
-            pullbacks.append(pullback)
 
         def pull(cotangents: Params) -> Slopes:
             slopes: Slopes = {}
-            for index, pullback in enumerate(pullbacks):
+            for index, pullback in pullbacks.items():
                 natural = pullback(cotangents)._asdict()
-                for hyper in self.tune.keys() & natural.keys():
+                for hyper in (hyper for hyper in self.tune if hyper in natural):
                     for coordinate, slope in self._chain(index, hyper, natural[hyper], values[index][hyper]):
-                        where = coordinate, self.first + index
-                        slopes[where] = slopes.get(where, 0.0) + slope
+                        slopes[coordinate, index] = slopes.get((coordinate, index), 0.0) + slope
             return slopes
 
-        return Taken(before, delta, committed, pull)
+        return Taken(before, delta, judge is not rule, pull)
 
     def build_up(self) -> float:
         """1 / (1 − μ) for a rule with a hyperparameter ``momentum``."""
@@ -128,12 +135,6 @@ class RuleBase(Base):
     def _hypers(self, group: dict[str, Any], settings: Mapping[str, float | dict[str, float]]) -> Any:
         """The rule's hyperparameters for a group: 0-d float64 tensors, or dicts of them by parameter name."""
         kind = type(self.optimizer.rule.hypers)
-        for hyper, made in self.optimizer.rule.hypers._asdict().items():
-            if hyper != "lr" and made == 0.0 and group[hyper] != 0.0:
-                raise ValueError(
-                    f"a group has {hyper}={group[hyper]!r}, but its rule was made with {hyper}=0, which may leave it "
-                    f"out of the step: make the rule with a positive {hyper}, and set it to 0 in the other groups"
-                )
         return kind(*(_tensors(settings.get(hyper, group[hyper])) for hyper in kind._fields))
 
     def _chain(
@@ -142,12 +143,12 @@ class RuleBase(Base):
         """Derivatives with respect to offsets, from those in natural units."""
         tune, domain = self.tune[hyper], self.domains[hyper]
         if isinstance(natural, dict) and isinstance(value, dict):
-            pairs = [(tune.key(self.first + index, name), natural[name], value[name]) for name in natural]
+            pairs = [(tune.key(index, name), natural[name], value[name]) for name in natural]
         else:
-            pairs = [(tune.key(self.first + index, ""), cast(Tensor, natural), cast(float, value))]
-        for key, derivative, at in pairs:
+            pairs = [(tune.key(index, ""), cast(Tensor, natural), cast(float, value))]
+        for key, slope, at in pairs:
             if domain.contains(at):
-                yield Coordinate(hyper, key), derivative.item() * shift(domain, at, 0.0)[1]
+                yield Coordinate(hyper, key), slope.item() * derivative(domain, at)
 
 
 def _tensors(value: float | dict[str, float]) -> Tensor | Params:

@@ -1,9 +1,8 @@
 """The momentum-free direction of torch's own optimizers, read from their state after a step.
 
 A learning rate is judged along the direction that the optimizer would take without momentum; momentum then acts on
-top (004 §5, App. G). Each function below is given a parameter group, the parameter's state after the step, its gradient
-and its value before the step, and returns d in θ' = θ − lr·d, weight decay included.
-"004" is *Amortized Proximal Optimization*.
+top (the paper, §5 and App. G). Each function below is given a parameter group, the parameter's state after the step,
+its gradient and its value before the step, and returns d in θ' = θ − lr·d, weight decay included.
 """
 
 import math

@@ -1,0 +1,111 @@
+"""What a base optimizer owes the shell: take the step, and return its pullback.
+
+Two implementations. An update rule keeps the tape of its own arithmetic. A torch optimizer needs no tape: its step is
+proportional to its learning rate, so dθ'/d log lr is the displacement Δ = θ' − θ, and the pullback is ⟨G, Δ⟩.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from apo.hypers import Coordinate, Tune
+from apo.types import Domain, Judged, Params
+
+Values = list[dict[str, float | dict[str, float]]]
+"""Effective hyperparameters, one dict for each group of the shell: a float, or a dict of them by parameter name."""
+Slopes = dict[tuple[Coordinate, int], float]
+"""Derivatives with respect to offsets, apart for each group that shares one."""
+
+
+class Taken(NamedTuple):
+    """A step that has been taken, and what it takes to judge it.
+
+    Attributes:
+        before: θ, copies.
+        delta: The displacement that is judged, θ' − θ.
+        distinct: Whether the step that was taken is another than θ + delta.
+        pullback: From a gradient at θ + delta to derivatives with respect to offsets.
+    """
+
+    before: Params
+    delta: Params
+    distinct: bool
+    pullback: Callable[[Params], Slopes]
+
+
+class Base(ABC):
+    """A base optimizer under the shell.
+
+    Attributes:
+        optimizer: Holds the groups and the state; its groups are the shell's own.
+        tune: How each hyperparameter is tuned.
+        names: The name of every parameter.
+        first: The index of its first group among all groups of the shell.
+    """
+
+    first: int = 0
+
+    def __init__(self, optimizer: torch.optim.Optimizer, tune: Mapping[str, Tune], names: Mapping[Tensor, str]) -> None:
+        """Hold an optimizer."""
+        self.optimizer, self.tune, self.names = optimizer, tune, names
+
+    @property
+    @abstractmethod
+    def domains(self) -> Mapping[str, Domain]:
+        """The hyperparameters that can be tuned, and their domains."""
+
+    @abstractmethod
+    def step(self, values: Values) -> None:
+        """Take the step with the given hyperparameters."""
+
+    @abstractmethod
+    def take(self, values: Values, judged: Judged) -> Taken:
+        """Take the step, and return what it takes to judge it.
+
+        Args:
+            values: Effective hyperparameters.
+            judged: "no-momentum" or "step".
+        """
+
+    @abstractmethod
+    def build_up(self) -> float:
+        """The factor by which momentum will lengthen later steps against the first, at least 1."""
+
+    def groups(self) -> Iterable[tuple[int, dict[str, Any]]]:
+        """Every group, and its index among all groups of the shell."""
+        return enumerate(self.optimizer.param_groups, self.first)
+
+    def moving(self) -> Iterable[tuple[int, dict[str, Any], str, Tensor]]:
+        """Group index, group, name and parameter of everything that has a gradient."""
+        for index, group in self.groups():
+            for param in group["params"]:
+                if param.grad is not None:
+                    yield index, group, self.names[param], param
+
+    def copies(self, only: set[str] | None = None) -> Params:
+        """Copies of everything that has a gradient, or of the named part of it."""
+        return {n: p.detach().clone() for _, _, n, p in self.moving() if only is None or n in only}
+
+    def backup(self) -> Callable[[], None]:
+        """Save the weights that would move and the optimizer's state; the returned function puts them back."""
+        state, weights = self.optimizer.state, [(param, param.detach().clone()) for *_, param in self.moving()]
+        params = {param for group in self.optimizer.param_groups for param in group["params"]}
+        saved = {p: {key: _clone(value) for key, value in state[p].items()} for p in params if p in state}
+
+        def restore() -> None:
+            with torch.no_grad():
+                for param, weight in weights:
+                    param.copy_(weight)
+            for param in params:
+                state.pop(param, None)
+            state.update(saved)
+
+        return restore
+
+
+def _clone(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)

@@ -1,0 +1,112 @@
+"""What the ``base=`` argument may be: a rule, a torch optimizer, or a list of these on one model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apo.bases.base import Base
+from apo.bases.rule import RuleBase, RuleOptimizer
+from apo.bases.torch_optimizer import TorchBase
+from apo.hypers import Tune
+from apo.types import Judged, Rule
+
+
+def bases_of(
+    base: Any,
+    model: nn.Module,
+    tune: Mapping[str, Tune],
+    names: Mapping[Tensor, str],
+    assume_linear: bool,
+    judged: Judged,
+) -> list[Base]:
+    """The base optimizers under the shell.
+
+    Args:
+        base: A rule, which takes every trainable parameter of the model; a torch optimizer; or a list of torch
+            optimizers and pairs (rule, parameters).
+        model: The module that is trained.
+        tune: How each hyperparameter is tuned.
+        names: Filled later: the name of every parameter.
+        assume_linear: Take it as given that a step is linear in its learning rate.
+        judged: "no-momentum" or "step".
+
+    Returns:
+        One base for each.
+
+    Raises:
+        TypeError: If the argument is something else.
+        ValueError: If a torch optimizer's step is not linear in its learning rate.
+    """
+    bases: list[Base] = []
+    for item in _items(base, model):
+        if isinstance(item, RuleOptimizer):
+            bases.append(RuleBase(item, tune, names))
+        else:
+            linear = assume_linear or "lr" not in tune
+            bases.append(TorchBase(item, tune, names, assume_linear=linear, judged=judged))
+    return bases
+
+
+def _items(base: Any, model: nn.Module) -> list[torch.optim.Optimizer]:
+    if isinstance(base, Rule):
+        return [RuleOptimizer([p for p in model.parameters() if p.requires_grad], base)]
+    if isinstance(base, torch.optim.Optimizer):
+        return [base]
+    if not isinstance(base, list | tuple) or not base:
+        raise TypeError(f"base={base!r} must be a rule, a torch optimizer, or a list of optimizers and (rule, params)")
+    items: list[torch.optim.Optimizer] = []
+    for item in base:
+        if isinstance(item, torch.optim.Optimizer):
+            items.append(item)
+        elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Rule):
+            items.append(RuleOptimizer(item[1], item[0]))
+        else:
+            raise TypeError(f"{item!r} in base= must be a torch optimizer or a pair (rule, parameters)")
+    return items
+
+
+def named(model: nn.Module, params: Sequence[Tensor]) -> dict[Tensor, str]:
+    """The names of parameters: the model's own, or "extra.0", "extra.1", ... for those that are not in it.
+
+    Raises:
+        ValueError: If a parameter is there twice.
+    """
+    known: dict[Tensor, str] = {param: name for name, param in model.named_parameters()}
+    names = {param: known.get(param, f"extra.{position}") for position, param in enumerate(params)}
+    if len(names) < len(params):
+        twice = next(names[p] for p in params if sum(p is q for q in params) > 1)
+        raise ValueError(f"{twice} is in more than one group; give it to one optimizer")
+    return names
+
+
+def check_tunable(tune: Mapping[str, Tune], bases: Sequence[Base]) -> None:
+    """Raise if a hyperparameter cannot be tuned on these bases.
+
+    Raises:
+        ValueError: If no base has it, a one-step objective cannot judge it, or a value or bound is outside its domain.
+    """
+    for hyper, how in tune.items():
+        owners = [base for base in bases if hyper in base.domains]
+        if not owners:
+            choices = ", ".join(dict.fromkeys(repr(name) for base in bases for name in base.domains))
+            hint = _CLOSED if any(hyper in base.optimizer.defaults for base in bases) else ""
+            raise ValueError(f"tune={{{hyper!r}: ...}}: the base optimizer can adapt {choices}{hint}")
+        for base in owners:
+            domain = base.domains[hyper]
+            if not domain.one_step and not how.force:
+                raise ValueError(
+                    f"{hyper} shows its effect over many steps, so a one-step objective misjudges it; drop it from "
+                    f"tune=, or insist with apo.Tune(force=True)"
+                )
+            bounds = [bound for bound in (how.low, how.high) if bound is not None]
+            numbers = [] if hyper == "lr" else [float(group[hyper]) for group in base.optimizer.param_groups]
+            for number in (*bounds, *numbers):
+                if not domain.contains(number):
+                    raise ValueError(
+                        f"{hyper}={number!r} is not in {domain.name}, so it cannot be adapted; drop it from tune="
+                    )
+
+
+_CLOSED = "; a torch optimizer's other options are closed to us, but our rules (apo.adam, apo.rmsprop, ...) are open"

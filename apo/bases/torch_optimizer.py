@@ -1,0 +1,107 @@
+"""A torch optimizer as a base optimizer: its step is linear in its learning rate, and that is all there is to know."""
+
+import warnings
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from apo.bases.base import Base, Slopes, Taken, Values
+from apo.bases.directions import BY_CLASS, UNCORRECTED, momentum
+from apo.bases.linearity import why_not_linear
+from apo.domains import POSITIVE
+from apo.hypers import Coordinate, Tune
+from apo.trees import inner, total
+from apo.types import Domain, Judged, Params
+
+
+class TorchBase(Base):
+    """A torch optimizer whose step is linear in its learning rate."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        tune: Mapping[str, Tune],
+        names: Mapping[Tensor, str],
+        *,
+        assume_linear: bool,
+        judged: Judged,
+    ) -> None:
+        """Wrap an optimizer.
+
+        Raises:
+            ValueError: If its step is not, or cannot be shown to be, linear in its learning rate.
+        """
+        super().__init__(optimizer, tune, names)
+        reason = None if assume_linear or not tune else why_not_linear(optimizer)
+        if reason:
+            raise ValueError(f"{reason}; if you know that it is linear, pass assume_linear=True")
+        unknown = type(optimizer) not in BY_CLASS and any(momentum(g) for g in optimizer.param_groups)
+        if tune and unknown and judged == "no-momentum":
+            warnings.warn(
+                f"the momentum of {type(optimizer).__name__} cannot be told from its step, so the step itself is "
+                "judged, momentum included; objective=apo.Proximal(lookahead='step') says the same without a warning",
+                stacklevel=4,
+            )
+
+    @property
+    def domains(self) -> Mapping[str, Domain]:
+        """Only the learning rate."""
+        return {"lr": POSITIVE}
+
+    def step(self, values: Values) -> None:
+        """Take the step; learning rates that differ within a group scale each parameter's displacement."""
+        scaled = (name for index, _, name, _ in self.moving() if isinstance(values[index].get("lr"), dict))
+        self._step(values, self.copies(set(scaled)))
+
+    def take(self, values: Values, judged: Judged) -> Taken:
+        """Take the step; its pullback is ⟨G, Δ⟩."""
+        before = self.copies()
+        self._step(values, before)
+        direction = BY_CLASS.get(type(self.optimizer)) if judged == "no-momentum" else None
+        delta: Params = {}
+        distinct = False
+        for index, group, name, param in self.moving():
+            if direction is None or not momentum(group):
+                delta[name] = param.detach() - before[name]
+                continue
+            distinct = True
+            rate = values[index].get("lr", group["lr"])
+            along = direction(group, self.optimizer.state[param], cast(Tensor, param.grad), before[name])
+            delta[name] = -(rate[name] if isinstance(rate, dict) else rate) * along
+        owners = {name: index for index, _, name, _ in self.moving()}
+
+        def pullback(cotangents: Params) -> Slopes:
+            parts: dict[tuple[Coordinate, int], list[Tensor]] = {}
+            for name, index in owners.items() if "lr" in self.tune else ():
+                if name not in cotangents:
+                    continue
+                where = Coordinate("lr", self.tune["lr"].key(index, name)), index
+                parts.setdefault(where, []).append(inner(cotangents[name], delta[name]))
+            return {where: total(terms) for where, terms in parts.items()}
+
+        return Taken(before, delta, distinct, pullback)
+
+    def build_up(self) -> float:
+        """The longest memory of the groups whose momentum is not corrected for its start."""
+        if not isinstance(self.optimizer, UNCORRECTED):
+            return 1.0
+        return max(1.0 / (1.0 - momentum(group)) for group in self.optimizer.param_groups)
+
+    def _step(self, values: Values, before: Params) -> None:
+        kept = {index: group["lr"] for index, group in self.groups()}
+        rates = {index: values[index].get("lr", lr) for index, lr in kept.items()}
+        try:
+            for index, group in self.groups():
+                if not isinstance(rates[index], dict):
+                    group["lr"] = rates[index]
+            self.optimizer.step()
+        finally:
+            for index, group in self.groups():
+                group["lr"] = kept[index]
+        with torch.no_grad():
+            for index, _, name, param in self.moving():
+                rate = rates[index]
+                if isinstance(rate, dict) and rate[name] != kept[index] != 0.0:
+                    param.copy_(before[name] + (rate[name] / kept[index]) * (param - before[name]))

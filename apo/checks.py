@@ -1,0 +1,80 @@
+"""Checks of arguments: what was given, what is allowed."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+
+def real(name: str, value: Any, low: float = 0.0, high: float = math.inf, ends: str = "[)") -> float:
+    """A real number in an interval, as a float.
+
+    Args:
+        name: What it is called.
+        value: What was given.
+        low: The lower end.
+        high: The upper end.
+        ends: Which ends belong to the interval, as in "[)".
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: If it is not a real number.
+        ValueError: If it is outside the interval.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a float, not {value!r} of type {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    above = number >= low if ends[0] == "[" else number > low
+    below = number <= high if ends[1] == "]" else number < high
+    if not (above and below):
+        top = "∞" if high == math.inf else f"{high:g}"
+        raise ValueError(f"{name}={value!r} is not in {ends[0]}{low:g}, {top}{ends[1]}")
+    return number
+
+
+def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raise if a value is not one of the allowed.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
+
+
+def flag(name: str, value: Any) -> None:
+    """Raise if a value is not a bool.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} must be True or False")
+
+
+def whole(name: str, value: Any) -> None:
+    """Raise if a value is not a positive int.
+
+    Raises:
+        TypeError: If it is not an int.
+        ValueError: If it is below 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r} must be an int")
+    if value < 1:
+        raise ValueError(f"{name}={value!r} is not at least 1")
+
+
+def function(**arguments: Any) -> None:
+    """Raise if an argument is neither a function nor None.
+
+    Raises:
+        TypeError: If one is not.
+    """
+    for name, value in arguments.items():
+        if value is not None and not callable(value):
+            raise TypeError(f"{name}={value!r} must be a function or None")

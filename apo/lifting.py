@@ -1,0 +1,81 @@
+"""From an update of one tensor to a rule on all of a model's: what most rules are built with."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from apo.trees import compute_dtype
+from apo.types import Domain, H, Params, Rule, S
+
+
+def elementwise(
+    init: Callable[[Tensor], S],
+    update: Callable[[Tensor, Tensor, S, H], tuple[Tensor, S]],
+    hypers: H,
+    domains: Mapping[str, Domain],
+    without_momentum: Callable[[Tensor, Tensor, S, H], Tensor] | None = None,
+) -> Rule[S, H]:
+    """Lift an update of one tensor to a `Rule` on dicts of tensors.
+
+    The update sees a parameter and its gradient in float32 or better, its own slice of the state, and 0-d
+    hyperparameters (a dict of them is looked up by the parameter's name). The new parameter is cast to the parameter's
+    dtype last. A state field that is None for a tensor is left out of the lifted state.
+
+    Args:
+        init: ``init(param) -> state`` for one tensor: a NamedTuple of tensors or None.
+        update: ``update(param, grad, state, hypers) -> (param, state)`` for one tensor.
+        hypers: Defaults: a NamedTuple of 0-d float64 tensors.
+        domains: The domain of every field of ``hypers``.
+        without_momentum: ``without_momentum(param, grad, state, hypers) -> param`` for one tensor, if the update has
+            momentum.
+
+    Returns:
+        The rule. Each field of its state is a dict keyed by parameter name.
+    """
+    return Rule(
+        partial(_init, init),
+        partial(_step, update),
+        hypers,
+        domains,
+        partial(_without_momentum, without_momentum) if without_momentum else None,
+    )
+
+
+def _init(init: Callable[[Tensor], S], params: Params) -> S:
+    blank = init(torch.zeros(()))
+    slices = {key: init(param.detach().to(compute_dtype(param.dtype))) for key, param in params.items()}
+    columns = ({key: s[i] for key, s in slices.items() if s[i] is not None} for i in range(len(blank)))
+    return type(blank)(*columns)
+
+
+def _step(
+    update: Callable[[Tensor, Tensor, S, H], tuple[Tensor, S]], params: Params, grads: Params, state: S, hypers: H
+) -> tuple[Params, S]:
+    new_params, fields = dict(params), [dict(field) for field in state]
+    for key, param, grad, old, local in _slices(params, grads, state, hypers):
+        new, after = update(param, grad, old, local)
+        new_params[key] = new.to(params[key].dtype)
+        for field, was, now in zip(fields, old, after, strict=True):
+            if now is not None:
+                field[key] = now.to(was.dtype)
+    return new_params, type(state)(*fields)
+
+
+def _without_momentum(
+    free: Callable[[Tensor, Tensor, S, H], Tensor], params: Params, grads: Params, state: S, hypers: H
+) -> Params:
+    new_params = dict(params)
+    for key, param, grad, old, local in _slices(params, grads, state, hypers):
+        new_params[key] = free(param, grad, old, local).to(params[key].dtype)
+    return new_params
+
+
+def _slices(params: Params, grads: Params, state: S, hypers: H) -> Iterator[tuple[str, Tensor, Tensor, S, H]]:
+    """What an update sees of each parameter with a gradient: name, parameter, gradient, state, hyperparameters."""
+    for key, grad in grads.items():
+        dtype = compute_dtype(params[key].dtype)
+        slice_ = type(state)(*(field.get(key) for field in state))
+        local = type(hypers)(*(h[key] if isinstance(h, dict) else h for h in hypers))
+        yield key, params[key].to(dtype), grad.to(dtype), slice_, local
