@@ -4,7 +4,7 @@ Distributed checkpointing keeps what is in the groups and drops what stands besi
 under names that begin with "apo/". Format 1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +33,9 @@ class Counts:
     without_other: int = 0
 
     def restore(self, numbers: Mapping[str, Any]) -> None:
-        """Take back counts by their names; those that are missing stay."""
-        for name, value in vars(self).items():
-            setattr(self, name, int(numbers.get(name, value)))
+        """Take back counts by their names; those that are missing start afresh."""
+        for name in vars(self):
+            setattr(self, name, int(numbers.get(name, 0)))
 
 
 def pack(state_dict: State, numbers: dict[str, Any]) -> State:
@@ -70,6 +70,19 @@ def check_fit(state_dict: State, groups: Sequence[State]) -> None:
     ours = [len(group["params"]) for group in groups]
     if theirs != ours:
         raise ValueError(f"the checkpoint has groups of {theirs} parameters, this optimizer has groups of {ours}")
+
+
+def check_options(state_dict: State, options: Iterable[str]) -> None:
+    """Raise if a group lacks an option of its optimizer, before anything has been loaded.
+
+    Raises:
+        ValueError: If it does.
+    """
+    for group in state_dict["param_groups"]:
+        lacking = [name for name in options if name not in group]
+        if lacking:
+            names = ", ".join(map(repr, lacking))
+            raise ValueError(f"the checkpoint's groups lack {names}: it is of another optimizer")
 
 
 def split(state_dict: State, optimizers: Sequence[torch.optim.Optimizer]) -> list[State]:

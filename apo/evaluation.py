@@ -5,6 +5,7 @@ checkpointing, compiled models, shared modules and tied weights work as they do 
 would disturb is put back: buffers, ``.grad``, training flags, and the state of the random number generators.
 """
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, cast
@@ -108,7 +109,7 @@ class Evaluation:
         self.loss, self.forward, self.target, self.evaluate = loss, forward, target, evaluate
         self._checked = False
         self.recorder = Recorder([*{param.device for param in params.values()}])
-        model.register_forward_pre_hook(self.recorder)
+        weakref.finalize(self, model.register_forward_pre_hook(self.recorder).remove).atexit = False
 
     def value(self, feeds: Sequence[Fed]) -> float:
         """The weighted mean loss over batches at the live weights."""

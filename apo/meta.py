@@ -145,14 +145,14 @@ def search(loss_at: Callable[[float], float], start: float, slope: float) -> flo
     def judged(scale: float) -> tuple[float, bool]:
         loss = loss_at(scale)
         silent = abs(loss - start) <= noise
-        return (start if silent else loss), silent or loss <= start + ARMIJO * scale * min(slope, 0.0)
+        return (start if silent else loss), silent or loss <= start + noise + ARMIJO * scale * min(slope, 0.0)
 
     scale = 1.0
     loss, good = judged(scale)
     for _ in range(20):
         if good:
             further, still = judged(FACTOR * scale)
-            if not still or further > loss:
+            if not still or further > loss + noise:
                 break
             scale, loss = FACTOR * scale, further
         else:

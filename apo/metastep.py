@@ -4,7 +4,7 @@ Up to the commit, an error leaves everything as it was; after it, exactly the ba
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +60,11 @@ class MetaStep:
         evaluations: Forwards on B beyond the judgement itself.
     """
 
+    @property
+    def shortened(self) -> float:
+        """What is left of the step that was taken, 1 if it has not been shortened."""
+        return self._step.scale
+
     def __init__(
         self,
         bases: Sequence[Base],
@@ -79,6 +84,7 @@ class MetaStep:
         self._ratios = tuning.ratios(steps)
         self._origin: float | None = None
         self._searched = False
+        self._scale = 1.0
         self.skipped = False
         self.evaluations = 0
 
@@ -98,14 +104,17 @@ class MetaStep:
             self._origin = here.loss
             searching = math.isfinite(here.loss)
         backups = [base.backup() for base in self._bases] if searching else []
+        offsets = dict(self._tuning.offsets)
         try:
             self._step = Step(self._bases, values, self._objective.lookahead)
             if searching and self._step.moved:
-                self._search(_along(self._step.pullback(here.gradient)))
+                self._search(_along(self._step.pullback(here.gradient)), backups)
         except BaseException:
+            self._tuning.offsets = offsets
             for restore in backups:
                 restore()
             raise
+        self._tuning.searched |= self._searched
         return self._step.moved
 
     def judge(self) -> Row:
@@ -128,7 +137,7 @@ class MetaStep:
             "slope": _along(verdict.start),
             "curvature": _along(verdict.end) - _along(verdict.start),
             "hypergradient_norm": norm,
-            "scale": self._step.scale,
+            "scale": self._scale * self._step.scale,
             "evaluations": float(self.evaluations),
         }
 
@@ -148,12 +157,19 @@ class MetaStep:
             self._origin = self._loss_at(0.0)
         return self._origin
 
-    def _search(self, slope: float) -> None:
-        """Search the scale of the first step, allowing for schedules and for momentum that has not built up."""
+    def _search(self, slope: float, backups: Sequence[Callable[[], None]]) -> None:
+        """Search the scale of the first step, allowing for schedules and for momentum that has not built up.
+
+        The step is then taken anew: one too small for the weights' precision would be scaled with its rounding.
+        """
         scale = search(self._loss_at, self._start(), slope)
         build_up = max(base.build_up() for base in self._bases)
-        self._step.rescale(self._tuning.rescale(scale * (max(self._ratios) or 1.0) / build_up))
-        self._tuning.searched = self._searched = True
+        self._searched = True
+        self._scale = self._tuning.rescale(scale * (max(self._ratios) or 1.0) / build_up)
+        if self._scale != 1.0:
+            for restore in backups:
+                restore()
+            self._step = Step(self._bases, self._tuning.values(self._steps), self._objective.lookahead)
 
     def _backtrack(self, verdict: Verdict) -> bool:
         """Shorten a step that made its own batch clearly worse."""

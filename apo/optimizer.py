@@ -6,6 +6,7 @@ other step is the base optimizer's own. The shell only conducts: `bases` takes s
 and `meta` move the hyperparameters, `metastep` puts these in order, `record` keeps the rows.
 """
 
+import collections
 import itertools
 import math
 import operator
@@ -155,7 +156,7 @@ class APO(torch.optim.Optimizer):
         finally:
             if self._counts.steps > taken:  # an error before the commit leaves everything as it was
                 self._clear()
-                self._show(self._tuning.values(taken))
+                self._gather()
         if self._until_meta_step() == 0 and self.objective.fsd != 0.0:
             self._kept = feeds
         if message and message not in self._warned:
@@ -225,8 +226,11 @@ class APO(torch.optim.Optimizer):
             state_dict = hook(self, state_dict) or state_dict
         plain, numbers = checkpoint.unpack(state_dict)
         checkpoint.check_fit(plain, self.param_groups)
+        parts = checkpoint.split(plain, [base.optimizer for base in self._bases])
+        for base, part in zip(self._bases, parts, strict=True):
+            checkpoint.check_options(part, base.domains)
         kept = [{name: value for name, value in group.items() if name != "params"} for group in self.param_groups]
-        for base, part in zip(self._bases, checkpoint.split(plain, [b.optimizer for b in self._bases]), strict=True):
+        for base, part in zip(self._bases, parts, strict=True):
             base.optimizer.load_state_dict(part)
         if keep_hypers:
             for group, options in zip((g for b in self._bases for g in b.optimizer.param_groups), kept, strict=True):
@@ -234,7 +238,7 @@ class APO(torch.optim.Optimizer):
         self._counts.restore(numbers)
         self._frozen = bool(numbers.get("frozen", self._frozen))
         self._link()
-        self._tuning.restore(numbers, offsets=not keep_hypers)
+        self._tuning.restore(numbers, offsets=not keep_hypers, searched=bool(plain["state"]))
         self._clear()
         self._show(self._tuning.values(self._counts.steps))
         for hook in getattr(self, "_optimizer_load_state_dict_post_hooks", {}).values():
@@ -243,6 +247,11 @@ class APO(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Everything but a scheduler's hold on ``step``: a copy goes on tuning where this one stands."""
         return {name: value for name, value in self.__dict__.items() if name != "step"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As it was; the copied recorder, which starts idle, notes forwards again."""
+        super().__setstate__(state)
+        self._arm()
 
     def _until_meta_step(self) -> float:
         """How many counted calls come before the next meta-step; infinity where nothing is tuned."""
@@ -264,6 +273,7 @@ class APO(torch.optim.Optimizer):
         moving = moving and any(True for base in self._bases for _ in base.moving())
         for base in self._bases:
             base.step(values)
+        self._show(values)
         self._counts.steps += 1
         self._counts.counted += moving
         return _NOTHING_FED if meta_step else None
@@ -272,12 +282,16 @@ class APO(torch.optim.Optimizer):
         counts = self._counts
         meta_step = MetaStep(self._bases, self._evaluation, self.objective, self._tuning, feeds, others, counts.steps)
         moved = meta_step.take(values)
+        self._show(self._tuning.values(counts.steps))
         counts.steps += 1
         if not moved:
             return None
         counts.counted += 1
         counts.without_other += meta_step.without_other
         row = meta_step.judge()
+        for group in self.param_groups if meta_step.shortened != 1.0 else ():
+            group["lr_factor"] *= meta_step.shortened
+            group["effective_lr"] *= meta_step.shortened
         counts.skipped += meta_step.skipped
         so_far = {"skipped": float(counts.skipped), "without_other": float(counts.without_other)}
         self.record.rows.append({**row, **so_far, **self._tuning.hypers()})
@@ -297,15 +311,12 @@ class APO(torch.optim.Optimizer):
         """Follow the base optimizers: their groups and state are ours."""
         groups = [group for base in self._bases for group in base.optimizer.param_groups]
         sizes = [len(group["params"]) for group in groups]
-        state = self._bases[0].optimizer.state
+        self._gather()
         same = len(groups) == len(self.param_groups) and all(map(operator.is_, groups, self.param_groups))
-        if same and sizes == self._sizes and all(base.optimizer.state is self.state for base in self._bases):
+        if same and sizes == self._sizes:
             return
-        for base in self._bases[1:]:
-            state.update(base.optimizer.state)
-            base.optimizer.state = state
-        self.state, self.param_groups, self._sizes = state, groups, sizes
         names = named(self._model, [param for group in groups for param in group["params"]])
+        self.param_groups, self._sizes = groups, sizes
         self._names.clear()
         self._names.update(names)
         self._params.clear()
@@ -315,6 +326,15 @@ class APO(torch.optim.Optimizer):
             base.first = first
         self._tuning.link(self._bases)
         self._show(self._tuning.values(self._counts.steps))
+
+    def _gather(self) -> None:
+        """The state of all base optimizers as one, each parameter's live."""
+        states = [base.optimizer.state for base in self._bases]
+        self.state = states[0]
+        if len(states) > 1:
+            self.state = collections.defaultdict(dict)
+            for state in states:
+                self.state.update(state)
 
     def _show(self, values: Values) -> None:
         """Write factors and effective learning rates into the groups, as plain floats."""

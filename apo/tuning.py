@@ -13,6 +13,8 @@ from apo.meta import Gradient, GradientState, LossWatch, Newton, NewtonState, pa
 from apo.types import Domain
 
 LR = Coordinate("lr", "")
+FARTHEST = 500.0
+"""Offsets stay below this, so that factors stay finite; an offset that leaves its domain is not taken at all."""
 
 
 class Place(NamedTuple):
@@ -202,19 +204,24 @@ class Tuning:
                 numbers[f"gradient/{name}"] = value
         return numbers
 
-    def restore(self, numbers: Mapping[str, Any], offsets: bool = True) -> None:
-        """Take back what `numbers` gave; unknown entries are left aside.
+    def restore(self, numbers: Mapping[str, Any], offsets: bool = True, searched: bool = True) -> None:
+        """Take back what `numbers` gave; what is missing starts afresh, and unknown entries are left aside.
 
         Args:
             numbers: Plain numbers.
-            offsets: Whether to take the offsets too.
+            offsets: Whether to take the offsets too, and Newton's averages, which are in their units.
+            searched: Whether the search is over and done with where the numbers do not say.
         """
+        self.watch = LossWatch()
         if offsets:
-            self.offsets = {c: float(numbers.get(f"offset/{c.label}", old)) for c, old in self.offsets.items()}
-        for part, state in {"newton": self.newton, "watch": self.watch}.items():
-            for name, value in vars(state).items():
+            self.offsets = {c: float(numbers.get(f"offset/{c.label}", 0.0)) for c in self.offsets}
+            self.newton = NewtonState()
+        for part, state in {"newton": self.newton if offsets else None, "watch": self.watch}.items():
+            for name, value in vars(state).items() if state else ():
                 setattr(state, name, type(value)(numbers.get(f"{part}/{name}", value)))
-        self.searched = bool(numbers.get("searched", self.searched))
+        self.searched = bool(numbers.get("searched", searched))
+        if self._gradient is not None:
+            self._gradient = GradientState(self._gradient.gradient, len(self._by_gradient()))
         self._restore_gradient(numbers)
 
     def _restore_gradient(self, numbers: Mapping[str, Any]) -> None:
@@ -254,7 +261,9 @@ class Tuning:
         starts = {_start(groups[place.group], coordinate.hyper) for place in self._at[coordinate]}
         inside = [start for start in starts if domain.contains(start)]
         old = None if at_once else self.offsets[coordinate]
-        self.offsets[coordinate] = self.tune[coordinate.hyper].limit(offset, domain, inside, old)
+        offset = self.tune[coordinate.hyper].limit(offset, domain, inside, old)
+        if abs(offset) < FARTHEST and all(domain.contains(shift(domain, start, offset)) for start in inside):
+            self.offsets[coordinate] = offset
 
     def _schedule(self, steps: int) -> float:
         return 1.0 if self.relative is None else real(f"relative({steps})", self.relative(steps))

@@ -49,7 +49,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         params = [param for group in self.param_groups for param in group["params"]]
         for position, entry in state_dict["state"].items():
             fresh = self.rule.init({"": params[position].detach()})._asdict()
-            homes = {field: start[""] if isinstance(start, dict) else start for field, start in fresh.items()}
+            homes = {field: fresh[field][""] if isinstance(fresh[field], dict) else fresh[field] for field in entry}
             self.state[params[position]] = {name: v.to(homes[name].device, copy=True) for name, v in entry.items()}
 
     def gather(self, group: dict[str, Any], names: Mapping[Tensor, str]) -> tuple[Params, Params, Params, Any]:
