@@ -84,7 +84,7 @@ def test_without_momentum_the_step_itself_is_judged(cls: Any) -> None:
     base = TorchBase(cls([param], lr=0.1), {"lr": Tune()}, {param: "p"}, assume_linear=True, judged="no-momentum")
     param.grad = randn(3, seed=2)
     taken = base.take([{"lr": 0.1}], "no-momentum")
-    assert taken.committed is None
+    assert not taken.distinct
     assert torch.equal(taken.before["p"] + taken.delta["p"], param.detach())
 
 

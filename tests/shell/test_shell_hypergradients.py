@@ -83,7 +83,7 @@ def shell_slopes(build: Callable[[nn.Module], Any], tune: Any, objective: apo.Pr
     for _ in range(2):
         fed_step(model, opt)
     opt.unfreeze()
-    opt._counted = 0
+    opt._counts.counted = 0
     before = opt.hypers()
     fed_step(model, opt)
     assert len(opt.record) == 1
