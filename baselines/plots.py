@@ -1,6 +1,7 @@
 """Pictures of runs, in Okabe and Ito's colours, which all kinds of colour vision tell apart."""
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -80,12 +81,17 @@ class Curve(NamedTuple):
 
 
 def smoothed(values: Sequence[float], width: float = 0.05) -> list[float]:
-    """An average of the past whose memory is a fraction of the values so far: short at first, longer later."""
+    """A geometric average of the past whose memory is a fraction of the values so far: short at first, longer later.
+
+    Geometric, as a loss is drawn on a log axis and one huge value should not hide those after it.
+    """
     smooth: list[float] = []
     for place, value in enumerate(values):
         weight = 1.0 / (1.0 + width * place)
-        smooth.append(value if not smooth else (1 - weight) * smooth[-1] + weight * value)
-    return smooth
+        logarithm = math.log(max(value, 1e-12)) if math.isfinite(value) else math.nan
+        before = smooth[-1] if smooth and math.isfinite(smooth[-1]) else logarithm
+        smooth.append((1 - weight) * before + weight * logarithm)
+    return [math.exp(value) for value in smooth]
 
 
 def _power(lr: float) -> str:
@@ -108,8 +114,11 @@ def _rates(axes: Axes, curves: Sequence[Curve], colours: dict[float, str]) -> No
         else:
             axes.plot(at, lrs, color=colour, linewidth=1.4, linestyle=DASHES)
             axes.annotate(f"alone: {_power(curve.lr)}", (at[-1], lrs[-1]), (0, -14), color=colour, **label)
+    below = any(1 < lr / max(ends) < 20 for lr in colours)  # keep clear of the line just above
     text = " to ".join(dict.fromkeys(f"{end:.2g}" for end in (min(ends), max(ends))))
-    axes.annotate(f"tuned by apo: {text}", (at[-1], max(ends)), (0, 24), color=INK, fontweight="bold", **label)
+    axes.annotate(
+        f"tuned by apo: {text}", (at[-1], max(ends)), (0, -24 if below else 24), color=INK, fontweight="bold", **label
+    )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.margins(y=0.08)
