@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--horizons", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="steps to report at")
     parser.add_argument("--every", type=int, nargs="+", default=[1, 10], help="steps between meta-steps")
-    parser.add_argument("--lrs", type=float, nargs="+", default=[1e-2, 1e-3, 1e-5], help="initial LRs")
+    parser.add_argument("--lrs", type=float, nargs="+", default=[1e-3], help="initial LRs")
     parser.add_argument("--rho-rates", type=float, nargs="*", default=[0.01], help="meta learning rates of log ρ")
     parser.add_argument("--fixed-lrs", type=float, nargs="+", default=GRID)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of A, the inputs and the initial weights")
@@ -71,7 +71,7 @@ def compare(runs: Sequence[dict[str, Any]], horizons: Sequence[int], measure: st
     print(f"{runs[0]['seed']:4}  {'best fixed lr':36}{cells}")
     for r in (r for r in runs if r["every"]):
         losses = [number(r[measure][str(h)]) for h in horizons]
-        cells = "".join(f"{x:12.1e} {f'({b / x:.2g}x)':7}" for x, b in zip(losses, reference, strict=True))
+        cells = "".join(f"{x:12.1e} {f'({b / x:.3g}x)':7}" for x, b in zip(losses, reference, strict=True))
         print(f"{r['seed']:4}  {r['method']:27}{r['lr']:9.0e}{cells}")
 
 
