@@ -83,7 +83,7 @@ class APO(torch.optim.Optimizer):
             TypeError: If an argument is of the wrong type.
             ValueError: If a value cannot work; the message says what to do.
         """
-        _check(model, base, objective)
+        _check(model, base, objective, loss)
         function(loss=loss, forward=forward, target=target, evaluate=evaluate, relative=relative)
         flag("assume_linear", assume_linear)
         flag("skip_nonfinite", skip_nonfinite)
@@ -101,7 +101,9 @@ class APO(torch.optim.Optimizer):
         self._names: dict[Tensor, str] = {}
         self._params: dict[str, Tensor] = {}
         self._bases = bases_of(base, self._model, how, self._names, assume_linear, self.objective.lookahead)
-        super().__init__([p for b in self._bases for g in b.optimizer.param_groups for p in g["params"]], {})
+        params = [p for base in self._bases for group in base.optimizer.param_groups for p in group["params"]]
+        named(self._model, params)
+        super().__init__(params, {})
         self.defaults = self._bases[0].optimizer.defaults
         self._evaluation = Evaluation(self._model, self._params, loss, forward, target, evaluate)
         self._tuning = Tuning(how, configured, relative)
@@ -350,10 +352,12 @@ class APO(torch.optim.Optimizer):
 _NOTHING_FED = "lr is not being tuned: pass batch= to step(), or feed() a batch, whenever opt.due is true"
 
 
-def _check(model: object, base: object, objective: object) -> None:
+def _check(model: object, base: object, objective: object, loss: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r} must be a torch.nn.Module; for plain functions see apo.hypergradient")
     if any(isinstance(item, APO) for item in (base, *(base if isinstance(base, list | tuple) else ()))):
         raise TypeError("base= is an apo.APO already: wrap the optimizer inside it")
     if not isinstance(objective, Proximal | None):
         raise TypeError(f"objective={objective!r} must be an apo.Proximal")
+    if objective is not None and objective.needs_targets and loss is None:
+        raise ValueError(f"discrepancy={objective.discrepancy!r} needs loss=, a function of outputs and targets")

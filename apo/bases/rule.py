@@ -121,7 +121,7 @@ class RuleBase(Base):
             slopes: Slopes = {}
             for index, pullback in pullbacks.items():
                 natural = pullback(cotangents)._asdict()
-                for hyper in (hyper for hyper in self.tune if hyper in natural):
+                for hyper in (hyper for hyper in self.tune if hyper in natural and hyper in values[index]):
                     for coordinate, slope in self._chain(index, hyper, natural[hyper], values[index][hyper]):
                         slopes[coordinate, index] = slopes.get((coordinate, index), 0.0) + slope
             return slopes
