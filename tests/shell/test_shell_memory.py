@@ -1,0 +1,109 @@
+"""Memory stays flat, and no tensor with a graph survives a step."""
+
+import gc
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import apo
+from tests.shell.helpers import backward, batches, net
+
+o = torch.optim
+BASES: dict[str, Callable[[nn.Module], Any]] = {
+    "torch": lambda model: o.AdamW(model.parameters(), lr=1e-3),
+    "rule": lambda model: apo.adamw(lr=1e-3),
+    "rule-without-momentum": lambda model: apo.rmsprop(lr=1e-3),
+    "list": lambda model: [
+        (apo.sgd(0.1, 0.9), list(model[0].parameters())),
+        o.SGD([*model[1].parameters(), *model[5].parameters()], lr=0.1, momentum=0.9),
+    ],
+}
+OBJECTIVE = apo.Proximal(fsd=0.1, wsd=0.1)
+
+
+def tensors() -> list[Tensor]:
+    """All that live, without asking odd objects for their class."""
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [found for found in gc.get_objects() if issubclass(type(found), Tensor)]
+
+
+def run(model: nn.Module, opt: apo.APO, steps: int) -> tuple[int, int]:
+    """The number of live tensors, and their bytes, after some steps."""
+    for batch in batches(10) * (steps // 10):
+        opt.zero_grad()
+        backward(model, batch)
+        opt.step(batch=batch)
+    opt.zero_grad()
+    del batch
+    found = tensors()
+    return len(found), sum(t.untyped_storage().nbytes() for t in found if t.device.type == "cpu")
+
+
+@pytest.mark.parametrize("build", [BASES["torch"], BASES["rule"]], ids=["torch", "rule"])
+def test_flat_over_a_thousand_steps(build: Any) -> None:
+    """One call in ten is a meta-step; the record alone grows, by floats."""
+    model = net()
+    opt = apo.APO(model, build(model), F.cross_entropy, objective=OBJECTIVE)
+    early = run(model, opt, 100)
+    assert run(model, opt, 1000) == early
+    assert len(opt.record) == 110
+
+
+@pytest.mark.parametrize("by", ["global", "parameter"])
+@pytest.mark.parametrize("lookahead", ["no-momentum", "step"])
+@pytest.mark.parametrize("build", BASES.values(), ids=BASES)
+def test_no_graph_survives_a_step(build: Any, lookahead: Any, by: str) -> None:
+    """Neither in what lives, nor in cycles that wait for the collector."""
+    model = net()
+    meta = apo.Newton(every=2)
+    objective = apo.Proximal(fsd=0.1, wsd=0.1, lookahead=lookahead)
+    opt = apo.APO(model, build(model), F.cross_entropy, tune={"lr": by}, meta=meta, objective=objective)
+    before = {id(t) for t in tensors() if t.grad_fn is not None}
+    gc.disable()
+    try:
+        for batch in batches(5):
+            opt.zero_grad()
+            backward(model, batch)
+            opt.step(batch=batch)
+            alive = [found for found in gc.get_objects() if issubclass(type(found), Tensor)]
+            assert [t.shape for t in alive if t.grad_fn is not None and id(t) not in before] == []
+    finally:
+        gc.enable()
+    assert all(t.grad_fn is None for p in model.parameters() for t in opt.state[p].values() if isinstance(t, Tensor))
+
+
+def test_no_batch_is_kept_longer_than_it_serves() -> None:
+    """Not after a meta-step, and between meta-steps only the one that will be B'."""
+    import weakref
+
+    model = net()
+    opt = apo.APO(model, o.SGD(model.parameters(), lr=0.1), F.cross_entropy, objective=OBJECTIVE, meta=apo.Newton(3))
+    alive: list[list[bool]] = []
+    seen: list[Any] = []
+    for seed in range(5):
+        x, y = batches(1, seed=seed)[0]
+        opt.zero_grad()
+        backward(model, (x, y))
+        opt.step(batch=(x, y))
+        seen.append(weakref.ref(x))
+        del x, y
+        opt.zero_grad()
+        alive.append([ref() is not None for ref in seen])
+    assert [sum(row) for row in alive] == [0, 0, 1, 0, 0]
+
+
+def test_the_gradient_of_the_user_is_the_same_tensor() -> None:
+    model = net()
+    opt = apo.APO(model, apo.adam(), F.cross_entropy, meta=apo.Newton(every=1))
+    (batch,) = batches(1)
+    backward(model, batch)
+    grads = [p.grad for p in model.parameters()]
+    opt.step(batch=batch)
+    assert all(p.grad is grad for p, grad in zip(model.parameters(), grads, strict=True))
