@@ -1,6 +1,6 @@
 """What batches and outputs look like: parts of them, and their names in messages."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -8,17 +8,29 @@ from torch import Tensor
 
 def head(batch: Any, fraction: float) -> Any:
     """The leading fraction of the examples of a batch: of every tensor in it with a first dimension, at least one."""
-    if fraction == 1.0:
-        return batch
+
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor[: max(1, round(fraction * len(tensor)))] if tensor.ndim else tensor
+
+    return batch if fraction == 1.0 else mapped(cut, batch)
+
+
+def detached(batch: Any) -> Any:
+    """A batch without the graphs that its tensors carry."""
+    return mapped(lambda tensor: tensor.detach() if tensor.grad_fn is not None else tensor, batch)
+
+
+def mapped(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """A batch with a function applied to its tensors, in mappings, tuples and lists; anything else stays."""
     if isinstance(batch, Tensor):
-        return batch[: max(1, round(fraction * len(batch)))] if batch.ndim else batch
-    if isinstance(batch, Mapping):
-        parts = {key: head(value, fraction) for key, value in batch.items()}
-        return parts if type(batch) is dict else type(batch)(parts)  # type: ignore[call-arg]
+        return function(batch)
+    if type(batch) in (list, tuple):
+        return type(batch)(mapped(function, value) for value in batch)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(head(value, fraction) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(head(value, fraction) for value in batch)
+        return type(batch)(*(mapped(function, value) for value in batch))
+    if isinstance(batch, Mapping):
+        parts = {key: mapped(function, value) for key, value in batch.items()}
+        return parts if type(batch) is dict else type(batch)(parts)  # type: ignore[call-arg]
     return batch
 
 

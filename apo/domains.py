@@ -5,6 +5,7 @@ by the logistic function. `AVERAGING` is the same set for momentum and betas, wh
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ UNIT_INTERVAL = Domain("(0, 1)", _is_fraction, torch.sigmoid, torch.logit)
 AVERAGING = UNIT_INTERVAL._replace(one_step=False)
 
 
-def hyper(name: str, value: float, *, below: float = math.inf) -> Tensor:
+def hyper(name: str, value: Any, *, below: float = math.inf) -> Tensor:
     """A hyperparameter as a 0-d float64 tensor, checked. Zero is legal: it cannot be adapted, but it can be used.
 
     Args:

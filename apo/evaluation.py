@@ -6,14 +6,15 @@ would disturb is put back: buffers, ``.grad``, training flags, and the state of 
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from apo.batches import describe, logits
+from apo.conditions import Conditions, Recorder, restore_rng, under
 from apo.discrepancies import Loss, check_vanishes
 from apo.proximal import Proximal
 from apo.types import Params
@@ -21,13 +22,6 @@ from apo.types import Params
 Evaluate = Callable[[nn.Module, Any], tuple[Any, Any]]
 FP16_SCALE = 1024.0
 """Q is scaled by this before a backward in float16, and the gradient unscaled after it."""
-
-
-class Conditions(NamedTuple):
-    """Under which a forward ran: random number generators by device, autocast by device type."""
-
-    rng: dict[torch.device, Tensor]
-    autocast: dict[str, tuple[bool, torch.dtype]]
 
 
 class Fed(NamedTuple):
@@ -44,47 +38,6 @@ class Judgement(NamedTuple):
     loss: float
     fsd: float
     gradient: Params
-
-
-class Recorder:
-    """A forward pre-hook that notes the conditions of training forwards while it is armed.
-
-    A copy of the model carries a copy of the hook: that copy is not armed and notes nothing.
-    """
-
-    def __init__(self, devices: Sequence[torch.device] = ()) -> None:
-        """Note the conditions on these devices, and on the CPU."""
-        self.devices = {torch.device("cpu"), *devices}
-        self.armed = False
-        self.seen: list[Conditions] = []
-
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        """Note the conditions of a forward that records a graph."""
-        if self.armed and torch.is_grad_enabled():
-            self.seen.append(self.now())
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy starts idle."""
-        return {"devices": self.devices, "armed": False, "seen": []}
-
-    def now(self) -> Conditions:
-        """The conditions at this moment."""
-        types = {device.type for device in self.devices}
-        return Conditions(
-            {device: _rng(device).get_rng_state(*_at(device)) for device in self.devices},
-            {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types},
-        )
-
-
-@contextmanager
-def under(conditions: Conditions) -> Iterator[None]:
-    """Enter the conditions of an earlier forward; the generators are left where the body leaves them."""
-    for device, state in conditions.rng.items():
-        _rng(device).set_rng_state(state, *_at(device))
-    with ExitStack() as stack:
-        for kind, (enabled, dtype) in conditions.autocast.items():
-            stack.enter_context(torch.autocast(kind, dtype=dtype if enabled else None, enabled=enabled))
-        yield
 
 
 class Evaluation:
@@ -108,7 +61,7 @@ class Evaluation:
         self.model, self.params = model, params
         self.loss, self.forward, self.target, self.evaluate = loss, forward, target, evaluate
         self._checked = False
-        self.recorder = Recorder([*{param.device for param in params.values()}])
+        self.recorder = Recorder()
         weakref.finalize(self, model.register_forward_pre_hook(self.recorder).remove).atexit = False
 
     def value(self, feeds: Sequence[Fed]) -> float:
@@ -129,7 +82,7 @@ class Evaluation:
             for fed in feeds:
                 conditions = fed.conditions or self.recorder.now()
                 with under(conditions):
-                    taken.append((logits(self._outputs(fed.batch)), conditions))
+                    taken.append((logits(self._outputs(fed.batch)).clone(), conditions))
         if taken and callable(objective.discrepancy) and not self._checked:
             check_vanishes(objective.discrepancy, taken[0][0])
             self._checked = True
@@ -156,17 +109,17 @@ class Evaluation:
             The loss on B, fsd times the mean discrepancy on B', and the gradient of their sum.
         """
         loss = distance = 0.0
-        scale = FP16_SCALE if any(_in_float16(fed.conditions) for fed in feeds) else 1.0
-        with self.undisturbed(), self._gradients_aside(), torch.enable_grad():
+        scale = FP16_SCALE if any(fed.conditions is not None and fed.conditions.float16 for fed in feeds) else 1.0
+        with self.undisturbed(), _aside(self._own()), torch.enable_grad():
             for fed in feeds:
                 part = fed.weight / sum(f.weight for f in feeds) * self._run(fed)[0]
-                loss += _backward(part, scale)
+                loss += self._backward(part, scale)
             for fed, (before, conditions) in zip(other, old, strict=True):
                 with under(conditions):
                     after = logits(self._outputs(fed.batch))
                     apart = objective.distance(after, before, self.loss, self._targets(fed.batch, objective))
                 part = fsd * fed.weight / sum(f.weight for f in other) * apart
-                distance += _backward(part, scale)
+                distance += self._backward(part, scale)
             gradient = {name: param.grad for name, param in self.params.items() if param.grad is not None}
             if scale != 1.0:
                 gradient = {name: grad / scale for name, grad in gradient.items()}
@@ -178,32 +131,33 @@ class Evaluation:
         modules = list(self.model.modules())
         flags = [module.training for module in modules]
         buffers = [(m, name, b, b.clone()) for m in modules for name, b in m.named_buffers(recurse=False)]
-        armed, self.recorder.armed = self.recorder.armed, False
-        rng = self.recorder.now().rng
+        now = self.recorder.now()
+        Recorder.evaluating += 1
         try:
             yield
         finally:
-            self.recorder.armed = armed
+            Recorder.evaluating -= 1
             for module, flag in zip(modules, flags, strict=True):
                 module.training = flag
             with torch.no_grad():
                 for module, name, buffer, content in buffers:
                     setattr(module, name, buffer)
-                    buffer.copy_(content)
-            for device, state in rng.items():
-                _rng(device).set_rng_state(state, *_at(device))
+                    if not torch.equal(buffer, content):
+                        buffer.copy_(content)
+            restore_rng(now)
 
-    @contextmanager
-    def _gradients_aside(self) -> Iterator[None]:
-        params = {**dict(self.model.named_parameters()), **self.params}.values()
-        kept = [(param, param.grad) for param in params]
-        try:
-            for param, _ in kept:
-                param.grad = None
-            yield
-        finally:
-            for param, grad in kept:
-                param.grad = grad
+    def _backward(self, part: Tensor, scale: float) -> float:
+        """Add the gradient of a part of Q to the model's parameters, and to nothing else."""
+        if not part.requires_grad:
+            raise ValueError("the loss does not depend on the model's parameters: was it detached?")
+        own = set(self._own())
+        with _aside(leaf for leaf in _leaves(part) if leaf not in own):
+            torch.autograd.backward(scale * part)
+        return part.item()
+
+    def _own(self) -> list[Tensor]:
+        """The parameters of the model, and those of the optimizer that are not in it."""
+        return list({**dict(self.model.named_parameters()), **self.params}.values())
 
     def _run(self, fed: Fed) -> tuple[Tensor, Any]:
         """Loss and outputs on one batch, under the conditions of its forward."""
@@ -249,20 +203,28 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return cast(nn.Module, model.module) if isinstance(model, wrappers) else model
 
 
-def _backward(part: Tensor, scale: float) -> float:
-    if not part.requires_grad:
-        raise ValueError("the loss does not depend on the model's parameters: was it detached?")
-    torch.autograd.backward(scale * part)
-    return part.item()
+@contextmanager
+def _aside(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Set ``.grad`` of leaves aside, and put it back at the end."""
+    kept = [(tensor, tensor.grad) for tensor in tensors]
+    try:
+        for tensor, _ in kept:
+            tensor.grad = None
+        yield
+    finally:
+        for tensor, grad in kept:
+            tensor.grad = grad
 
 
-def _in_float16(conditions: Conditions | None) -> bool:
-    return conditions is not None and (True, torch.float16) in conditions.autocast.values()
-
-
-def _rng(device: torch.device) -> Any:
-    return torch if device.type == "cpu" else torch.get_device_module(device)
-
-
-def _at(device: torch.device) -> tuple[torch.device, ...]:
-    return () if device.type == "cpu" else (device,)
+def _leaves(root: Tensor) -> list[Tensor]:
+    """The leaves of a graph into which its backward accumulates."""
+    found, seen, nodes = [], set(), [root.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(cast(Tensor, node.variable))
+        nodes.extend(after for after, _ in node.next_functions)
+    return found

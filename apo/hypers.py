@@ -76,7 +76,7 @@ class Tune:
         """The key of a parameter, given the index of its group and its name."""
         if callable(self.by):
             return str(self.by(name))
-        layer = name.rpartition(".")[0] or name
+        layer = name.rpartition(".")[0] or "(root)"
         return {"global": "", "group": str(group), "layer": layer, "parameter": name}[self.by]
 
     def limit(self, offset: float, domain: Domain, starts: Iterable[float], old: float | None) -> float:

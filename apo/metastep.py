@@ -4,12 +4,12 @@ Up to the commit, an error leaves everything as it was; after it, exactly the ba
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from apo.bases.base import Base, Slopes, Values
+from apo.bases.base import Base, Slopes
 from apo.batches import head
 from apo.evaluation import Evaluation, Fed
 from apo.meta import Newton, search, shorten
@@ -60,11 +60,6 @@ class MetaStep:
         evaluations: Forwards on B beyond the judgement itself.
     """
 
-    @property
-    def shortened(self) -> float:
-        """What is left of the step that was taken, 1 if it has not been shortened."""
-        return self._step.scale
-
     def __init__(
         self,
         bases: Sequence[Base],
@@ -84,15 +79,11 @@ class MetaStep:
         self._ratios = tuning.ratios(steps)
         self._origin: float | None = None
         self._searched = False
-        self._scale = 1.0
         self.skipped = False
-        self.evaluations = 0
+        self.evaluations, self.scale = 0, 1.0
 
-    def take(self, values: Values) -> bool:
-        """Take the step, its scale searched if it is the first.
-
-        Args:
-            values: Effective hyperparameters.
+    def take(self) -> bool:
+        """Take the step; the first one at a learning rate that is searched.
 
         Returns:
             Whether any weight moved.
@@ -102,20 +93,35 @@ class MetaStep:
         if searching:
             here = self._evaluation.judge(self._objective, self._feeds, [], [], 0.0)
             self._origin = here.loss
-            searching = math.isfinite(here.loss)
         backups = [base.backup() for base in self._bases] if searching else []
         offsets = dict(self._tuning.offsets)
         try:
-            self._step = Step(self._bases, values, self._objective.lookahead)
-            if searching and self._step.moved:
-                self._search(_along(self._step.pullback(here.gradient)), backups)
+            self._take()
+            slope = _along(self._step.pullback(here.gradient)) if searching else math.nan
+            if self._step.moved and math.isfinite(slope) and math.isfinite(self._start()):
+                self._search(slope)
+                # Taken anew, not rescaled: a step too small for the weights' precision would keep its rounding.
+                for restore in backups:
+                    restore()
+                backups = [base.backup() for base in self._bases]
+                self._take()
         except BaseException:
             self._tuning.offsets = offsets
             for restore in backups:
                 restore()
             raise
-        self._tuning.searched |= self._searched
+        self._tuning.searched = self._tuning.searched or self._searched
         return self._step.moved
+
+    @property
+    def pushed(self) -> bool:
+        """Whether any gradient is other than zero."""
+        return any(bool(torch.any(grad != 0)) for grad in self._step.gradient.values())
+
+    @property
+    def rates(self) -> list[float]:
+        """The effective learning rate of each group in the step that stays."""
+        return [rate * self._step.scale for rate in self._tuning.rates(self._values)]
 
     def judge(self) -> Row:
         """Judge the step that has been taken, and move the hyperparameters.
@@ -125,8 +131,9 @@ class MetaStep:
         """
         verdict = self._verdict()
         shortened = not self._searched and self._backtrack(verdict)
+        endless = self._objective.loss_model == "linear" and not (self._others or self._wsd)
         self.skipped = not shortened and not verdict.finite
-        moving = not shortened and not self.skipped
+        moving = not shortened and not self.skipped and not endless
         norm = self._tuning.move(verdict.start, verdict.end, self._ratios) if moving else math.nan
         return {
             "step": float(self._steps),
@@ -137,7 +144,7 @@ class MetaStep:
             "slope": _along(verdict.start),
             "curvature": _along(verdict.end) - _along(verdict.start),
             "hypergradient_norm": norm,
-            "scale": self._scale * self._step.scale,
+            "scale": self.scale * self._step.scale,
             "evaluations": float(self.evaluations),
         }
 
@@ -157,19 +164,17 @@ class MetaStep:
             self._origin = self._loss_at(0.0)
         return self._origin
 
-    def _search(self, slope: float, backups: Sequence[Callable[[], None]]) -> None:
-        """Search the scale of the first step, allowing for schedules and for momentum that has not built up.
+    def _take(self) -> None:
+        """Take the step at the learning rates as they are tuned now."""
+        self._values = self._tuning.values(self._steps)
+        self._step = Step(self._bases, self._values, self._objective.lookahead)
 
-        The step is then taken anew: one too small for the weights' precision would be scaled with its rounding.
-        """
+    def _search(self, slope: float) -> None:
+        """Search the scale of the first step, allowing for schedules and for momentum that has not built up."""
         scale = search(self._loss_at, self._start(), slope)
         build_up = max(base.build_up() for base in self._bases)
+        self.scale = self._tuning.rescale(scale * (max(self._ratios) or 1.0) / build_up)
         self._searched = True
-        self._scale = self._tuning.rescale(scale * (max(self._ratios) or 1.0) / build_up)
-        if self._scale != 1.0:
-            for restore in backups:
-                restore()
-            self._step = Step(self._bases, self._tuning.values(self._steps), self._objective.lookahead)
 
     def _backtrack(self, verdict: Verdict) -> bool:
         """Shorten a step that made its own batch clearly worse."""

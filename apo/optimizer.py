@@ -6,11 +6,10 @@ other step is the base optimizer's own. The shell only conducts: `bases` takes s
 and `meta` move the hyperparameters, `metastep` puts these in order, `record` keeps the rows.
 """
 
-import collections
 import itertools
 import math
-import operator
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from apo import checkpoint
-from apo.bases.base import Values
 from apo.bases.build import bases_of, named
+from apo.batches import detached
 from apo.checks import flag, function, real
 from apo.discrepancies import Loss
 from apo.evaluation import Evaluate, Evaluation, Fed, unwrapped
@@ -101,15 +100,35 @@ class APO(torch.optim.Optimizer):
         self._names: dict[Tensor, str] = {}
         self._params: dict[str, Tensor] = {}
         self._bases = bases_of(base, self._model, how, self._names, assume_linear, self.objective.lookahead)
-        params = [p for base in self._bases for group in base.optimizer.param_groups for p in group["params"]]
-        named(self._model, params)
-        super().__init__(params, {})
+        super().__init__([torch.zeros(())], {})
         self.defaults = self._bases[0].optimizer.defaults
         self._evaluation = Evaluation(self._model, self._params, loss, forward, target, evaluate)
         self._tuning = Tuning(how, configured, relative)
-        self._sizes: list[int] = []
+        self._shape: list[tuple[int, int]] = []
+        self._rates: list[float] = []
         self._link()
         self._arm()
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base optimizers' groups, live."""
+        return [group for base in self._bases for group in base.optimizer.param_groups]
+
+    @param_groups.setter
+    def param_groups(self, groups: object) -> None:
+        """Ignore what torch's constructor sets: the groups are the base optimizers'."""
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        """The base optimizers' state, live: of one, its own; of several, their entries in one dict."""
+        if len(self._bases) == 1:
+            return self._bases[0].optimizer.state
+        entries = ((param, entry) for base in self._bases for param, entry in base.optimizer.state.items())
+        return defaultdict(dict, entries)
+
+    @state.setter
+    def state(self, state: object) -> None:
+        """Ignore what torch's constructor sets: the state is the base optimizers'."""
 
     @property
     def due(self) -> bool:
@@ -150,15 +169,15 @@ class APO(torch.optim.Optimizer):
         fed = [*self._feeds, (batch, 1.0)] if batch is not None else self._feeds
         seen = self._evaluation.recorder.seen
         conditions = seen if len(seen) == len(fed) else [None] * len(fed)
-        feeds = [Fed(b, weight, c) for (b, weight), c in zip(fed, conditions, strict=True)]
-        others = [Fed(other, 1.0, None)] if other is not None else self._kept
+        feeds = [Fed(detached(b), weight, c) for (b, weight), c in zip(fed, conditions, strict=True)]
+        others = [Fed(detached(other), 1.0, None)] if other is not None else self._kept
         taken = self._counts.steps
         try:
             message = self._advance(feeds, others)
         finally:
             if self._counts.steps > taken:  # an error before the commit leaves everything as it was
                 self._clear()
-                self._gather()
+                self._show()
         if self._until_meta_step() == 0 and self.objective.fsd != 0.0:
             self._kept = feeds
         if message and message not in self._warned:
@@ -175,8 +194,7 @@ class APO(torch.optim.Optimizer):
         Raises:
             ValueError: If there are several base optimizers: add the group to the one it belongs to.
         """
-        if "_tuning" not in self.__dict__:
-            super().add_param_group(param_group)
+        if "_tuning" not in self.__dict__:  # torch's constructor: the groups are there already
             return
         if len(self._bases) > 1:
             raise ValueError("there are several base optimizers: call add_param_group of the one it belongs to")
@@ -238,11 +256,12 @@ class APO(torch.optim.Optimizer):
             for group, options in zip((g for b in self._bases for g in b.optimizer.param_groups), kept, strict=True):
                 group.update(options)
         self._counts.restore(numbers)
-        self._frozen = bool(numbers.get("frozen", self._frozen))
+        self._frozen = bool(numbers.get("frozen", False))
         self._link()
         self._tuning.restore(numbers, offsets=not keep_hypers, searched=bool(plain["state"]))
         self._clear()
-        self._show(self._tuning.values(self._counts.steps))
+        self._rates = self._tuning.rates(self._tuning.values(self._counts.steps))
+        self._show()
         for hook in getattr(self, "_optimizer_load_state_dict_post_hooks", {}).values():
             hook(self)
 
@@ -253,6 +272,8 @@ class APO(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """As it was; the copied recorder, which starts idle, notes forwards again."""
         super().__setstate__(state)
+        self._shape = []
+        self._link()
         self._arm()
 
     def _until_meta_step(self) -> float:
@@ -267,37 +288,34 @@ class APO(torch.optim.Optimizer):
             self._counts.skipped += 1
             self._clear()
             return "a gradient is not finite: steps with such gradients are skipped"
-        values = self._tuning.values(self._counts.steps)
         meta_step = self._until_meta_step() == 0
         if meta_step and (feeds or self.objective.loss_model == "linear"):
-            return self._meta_step(values, feeds, others)
-        moving = any(rate > 0.0 for rate in self._tuning.rates(values))
-        moving = moving and any(True for base in self._bases for _ in base.moving())
+            return self._meta_step(feeds, others)
+        values = self._tuning.values(self._counts.steps)
+        self._rates = self._tuning.rates(values)
+        moving = any(True for base in self._bases for _ in base.moving())
         for base in self._bases:
             base.step(values)
-        self._show(values)
         self._counts.steps += 1
-        self._counts.counted += moving
+        self._counts.counted += moving and any(rate > 0.0 for rate in self._rates)
         return _NOTHING_FED if meta_step else None
 
-    def _meta_step(self, values: Values, feeds: Sequence[Fed], others: Sequence[Fed]) -> str | None:
+    def _meta_step(self, feeds: Sequence[Fed], others: Sequence[Fed]) -> str | None:
         counts = self._counts
         meta_step = MetaStep(self._bases, self._evaluation, self.objective, self._tuning, feeds, others, counts.steps)
-        moved = meta_step.take(values)
-        self._show(self._tuning.values(counts.steps))
+        moved = meta_step.take()
+        self._rates = meta_step.rates
         counts.steps += 1
         if not moved:
-            return None
+            return _TOO_SMALL if meta_step.pushed and any(self._rates) else None
         counts.counted += 1
         counts.without_other += meta_step.without_other
         row = meta_step.judge()
-        for group in self.param_groups if meta_step.shortened != 1.0 else ():
-            group["lr_factor"] *= meta_step.shortened
-            group["effective_lr"] *= meta_step.shortened
+        self._rates = meta_step.rates
         counts.skipped += meta_step.skipped
         so_far = {"skipped": float(counts.skipped), "without_other": float(counts.without_other)}
         self.record.rows.append({**row, **so_far, **self._tuning.hypers()})
-        return "the objective or its gradient is not finite: the meta-step is skipped" if meta_step.skipped else None
+        return _SKIPPED if meta_step.skipped else None
 
     def _clear(self) -> None:
         """Forget the batches that have been fed, and make ready for the next."""
@@ -306,19 +324,15 @@ class APO(torch.optim.Optimizer):
 
     def _arm(self) -> None:
         """Note the conditions of the forwards to come if their batches will be used."""
-        self._evaluation.recorder.seen.clear()
-        self._evaluation.recorder.armed = self.due
+        self._evaluation.recorder.arm(self.due, (param.device for param in self._params.values()))
 
     def _link(self) -> None:
-        """Follow the base optimizers: their groups and state are ours."""
-        groups = [group for base in self._bases for group in base.optimizer.param_groups]
-        sizes = [len(group["params"]) for group in groups]
-        self._gather()
-        same = len(groups) == len(self.param_groups) and all(map(operator.is_, groups, self.param_groups))
-        if same and sizes == self._sizes:
+        """Follow the base optimizers when their groups have changed."""
+        groups = self.param_groups
+        shape = [(id(group), len(group["params"])) for group in groups]
+        if shape == self._shape:
             return
         names = named(self._model, [param for group in groups for param in group["params"]])
-        self.param_groups, self._sizes = groups, sizes
         self._names.clear()
         self._names.update(names)
         self._params.clear()
@@ -327,21 +341,13 @@ class APO(torch.optim.Optimizer):
         for base, first in zip(self._bases, itertools.accumulate(counts, initial=0), strict=False):
             base.first = first
         self._tuning.link(self._bases)
-        self._show(self._tuning.values(self._counts.steps))
+        self._shape = shape
+        self._rates = self._tuning.rates(self._tuning.values(self._counts.steps))
+        self._show()
 
-    def _gather(self) -> None:
-        """The state of all base optimizers as one, each parameter's live."""
-        states = [base.optimizer.state for base in self._bases]
-        self.state = states[0]
-        if len(states) > 1:
-            self.state = collections.defaultdict(dict)
-            for state in states:
-                self.state.update(state)
-
-    def _show(self, values: Values) -> None:
+    def _show(self) -> None:
         """Write factors and effective learning rates into the groups, as plain floats."""
-        shown = zip(self.param_groups, self._tuning.factors(), self._tuning.rates(values), strict=True)
-        for group, factor, rate in shown:
+        for group, factor, rate in zip(self.param_groups, self._tuning.factors(), self._rates, strict=True):
             group["lr_factor"], group["effective_lr"] = factor, rate
 
     def _finite_gradient(self) -> bool:
@@ -349,6 +355,8 @@ class APO(torch.optim.Optimizer):
         return all(bool(torch.isfinite(grad).all()) for grad in grads if grad is not None)
 
 
+_SKIPPED = "the objective or its gradient is not finite: the meta-step is skipped"
+_TOO_SMALL = "the step is too small to change any weight in its dtype, so it cannot be judged: raise lr"
 _NOTHING_FED = "lr is not being tuned: pass batch= to step(), or feed() a batch, whenever opt.due is true"
 
 

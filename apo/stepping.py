@@ -15,6 +15,7 @@ class Step:
     """A step that has been taken, as one displacement of the live weights.
 
     Attributes:
+        gradient: g.
         before: θ, copies.
         delta: The displacement that is judged, at scale 1.
         scale: The scale of the step that stays, against the one taken.
@@ -23,8 +24,12 @@ class Step:
     def __init__(self, bases: Sequence[Base], values: Values, judged: Judged) -> None:
         """Take the step: the live weights are θ' afterwards."""
         self._live = {name: param for base in bases for _, _, name, param in base.moving()}
-        self.gradient = {name: param.grad for name, param in self._live.items() if param.grad is not None}
+        for name, param in self._live.items():
+            if param.grad is not None and (param.grad.is_sparse or param.is_complex()):
+                kind = "is complex" if param.is_complex() else "has a sparse gradient"
+                raise ValueError(f"{name} {kind}, which cannot be judged; train it with an optimizer of its own")
         taken = [base.take(values, judged) for base in bases]
+        self.gradient: Params = {name: tensor for t in taken for name, tensor in t.gradient.items()}
         self.before: Params = {name: tensor for t in taken for name, tensor in t.before.items()}
         self.delta: Params = {name: tensor for t in taken for name, tensor in t.delta.items()}
         self.scale = 1.0

@@ -1,6 +1,7 @@
 """The tuned numbers: where they are, the hyperparameters they give, and how a meta-step moves them."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from apo.meta import Gradient, GradientState, LossWatch, Newton, NewtonState, pa
 from apo.types import Domain
 
 LR = Coordinate("lr", "")
+START = "start_lr"
+"""The key under which a group keeps the learning rate that it was given first; a scheduler's own comes before it."""
 FARTHEST = 500.0
 """Offsets stay below this, so that factors stay finite; an offset that leaves its domain is not taken at all."""
 
@@ -74,9 +77,13 @@ class Tuning:
         self._at = {}
         for place in self._places:
             self._at.setdefault(place.coordinate, []).append(place)
+        for group in self._groups():
+            if "lr" in group:
+                group.setdefault(START, float(group["lr"]))
         self.offsets = {coordinate: self.offsets.get(coordinate, 0.0) for coordinate in self._at}
-        moved = self._by_gradient()
-        self._gradient = GradientState(self._gradient_for(moved), len(moved)) if moved else None
+        for coordinate, offset in self.offsets.items():
+            self._set(coordinate, offset, at_once=True)
+        self._gradient = self._fresh_gradient()
         self._restore_gradient(numbers)
 
     def values(self, steps: int) -> Values:
@@ -150,9 +157,9 @@ class Tuning:
         Returns:
             The factor that the bounds leave, the least where coordinates differ.
         """
-        kept = []
+        kept = [factor]
         for coordinate, old in self.offsets.items():
-            if coordinate.hyper == "lr":
+            if coordinate.hyper == "lr" and self._starts(coordinate):
                 self._set(coordinate, old + math.log(factor), at_once=True)
                 kept.append(math.exp(self.offsets[coordinate] - old))
         return min(kept)
@@ -207,24 +214,27 @@ class Tuning:
     def restore(self, numbers: Mapping[str, Any], offsets: bool = True, searched: bool = True) -> None:
         """Take back what `numbers` gave; what is missing starts afresh, and unknown entries are left aside.
 
+        A hyperparameter that was tuned more or less finely there starts from the mean of its offsets.
+
         Args:
             numbers: Plain numbers.
             offsets: Whether to take the offsets too, and Newton's averages, which are in their units.
             searched: Whether the search is over and done with where the numbers do not say.
         """
-        self.watch = LossWatch()
+        self.newton, self.watch = NewtonState(), LossWatch()
+        parts: dict[str, NewtonState | LossWatch] = {"watch": self.watch}
         if offsets:
-            self.offsets = {c: float(numbers.get(f"offset/{c.label}", 0.0)) for c in self.offsets}
-            self.newton = NewtonState()
-        for part, state in {"newton": self.newton if offsets else None, "watch": self.watch}.items():
-            for name, value in vars(state).items() if state else ():
+            self.offsets = {coordinate: _offset(numbers, coordinate) for coordinate in self.offsets}
+            parts["newton"] = self.newton
+        for part, state in parts.items():
+            for name, value in vars(state).items():
                 setattr(state, name, type(value)(numbers.get(f"{part}/{name}", value)))
         self.searched = bool(numbers.get("searched", searched))
-        if self._gradient is not None:
-            self._gradient = GradientState(self._gradient.gradient, len(self._by_gradient()))
-        self._restore_gradient(numbers)
+        self._gradient = self._fresh_gradient()
+        if not self._restore_gradient(numbers):
+            warnings.warn("the checkpoint is of another meta-optimizer, whose state starts afresh", stacklevel=4)
 
-    def _restore_gradient(self, numbers: Mapping[str, Any]) -> None:
+    def _restore_gradient(self, numbers: Mapping[str, Any]) -> bool:
         """Restore the meta-optimizer's state; coordinates that it does not hold start afresh at zero."""
         plain: dict[str, Any] = {}
         labels = {coordinate.label: position for position, coordinate in enumerate(self._by_gradient())}
@@ -233,10 +243,20 @@ class Tuning:
             field, _, label = rest.partition("/")
             if part == "gradient" and not label:
                 plain[field] = value
-            elif part == "gradient" and label in labels:
-                plain.setdefault(field, [0.0] * len(labels))[labels[label]] = value
-        if self._gradient is not None and plain:
-            self._gradient.restore(plain)
+            elif part == "gradient":
+                column = plain.setdefault(field, [0.0] * len(labels))
+                if label in labels:
+                    column[labels[label]] = value
+        return self._gradient is None or not plain or self._gradient.restore(plain)
+
+    def _fresh_gradient(self) -> GradientState | None:
+        moved = self._by_gradient()
+        if not moved:
+            return None
+        by_parameter = any(self.tune[coordinate.hyper].by_parameter for coordinate in moved)
+        return GradientState(
+            self.meta if isinstance(self.meta, Gradient) else paper(by_parameter, self.meta.every), len(moved)
+        )
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for base in self._bases for group in base.optimizer.param_groups]
@@ -250,20 +270,21 @@ class Tuning:
         """The coordinates that `Gradient` moves."""
         return [c for c in self.offsets if not (isinstance(self.meta, Newton) and c == LR)]
 
-    def _gradient_for(self, moved: Sequence[Coordinate]) -> Gradient:
-        if isinstance(self.meta, Gradient):
-            return self.meta
-        return paper(any(self.tune[coordinate.hyper].by_parameter for coordinate in moved), self.meta.every)
+    def _starts(self, coordinate: Coordinate) -> list[float]:
+        """The numbers at offset 0 of all that share a coordinate; a learning rate of 0 cannot be moved."""
+        groups, places = self._groups(), self._at[coordinate]
+        starts = {_start(groups[place.group], coordinate.hyper) for place in places}
+        return [start for start in starts if places[0].domain.contains(start)]
 
     def _set(self, coordinate: Coordinate, offset: float, at_once: bool = False) -> None:
-        """Set an offset within its bounds, ``max_change`` included unless it is to happen at once."""
-        groups, domain = self._groups(), self._at[coordinate][0].domain
-        starts = {_start(groups[place.group], coordinate.hyper) for place in self._at[coordinate]}
-        inside = [start for start in starts if domain.contains(start)]
-        old = None if at_once else self.offsets[coordinate]
-        offset = self.tune[coordinate.hyper].limit(offset, domain, inside, old)
-        if abs(offset) < FARTHEST and all(domain.contains(shift(domain, start, offset)) for start in inside):
-            self.offsets[coordinate] = offset
+        """Set an offset within its bounds, ``max_change`` included unless it is to happen at once.
+
+        An offset too far for floating-point numbers, or to the very end of a domain, is not taken.
+        """
+        domain, starts, old = self._at[coordinate][0].domain, self._starts(coordinate), self.offsets[coordinate]
+        new = self.tune[coordinate.hyper].limit(offset, domain, starts, None if at_once else old)
+        if abs(new) < FARTHEST and all(domain.contains(shift(domain, start, new)) for start in starts):
+            self.offsets[coordinate] = new
 
     def _schedule(self, steps: int) -> float:
         return 1.0 if self.relative is None else real(f"relative({steps})", self.relative(steps))
@@ -284,5 +305,14 @@ def _places(tune: Mapping[str, Tune], bases: Sequence[Base]) -> list[Place]:
 
 
 def _start(group: Mapping[str, Any], hyper: str) -> float:
-    """A group's own number, at offset 0: for a learning rate, the one that its scheduler started from."""
-    return float(group.get("initial_lr", group["lr"]) if hyper == "lr" else group[hyper])
+    """A group's own number, at offset 0: for a learning rate, the one that its schedule started from."""
+    if hyper != "lr":
+        return float(group[hyper])
+    return float(group.get("initial_lr") or group.get(START) or group["lr"])
+
+
+def _offset(numbers: Mapping[str, Any], coordinate: Coordinate) -> float:
+    """The offset of a coordinate in a checkpoint; if it is not there, the mean over its hyperparameter's."""
+    label = f"offset/{coordinate.label}"
+    others = [u for name, u in numbers.items() if name.split("/")[:2] == ["offset", coordinate.hyper]]
+    return float(numbers[label]) if label in numbers else sum(others) / len(others) if others else 0.0

@@ -25,12 +25,14 @@ class Taken(NamedTuple):
     """A step that has been taken, and what it takes to judge it.
 
     Attributes:
+        gradient: The gradient g of everything that moved.
         before: θ, copies.
         delta: The displacement that is judged, θ' − θ.
         distinct: Whether the step that was taken is another than θ + delta.
         pullback: From a gradient at θ + delta to derivatives with respect to offsets.
     """
 
+    gradient: Params
     before: Params
     delta: Params
     distinct: bool

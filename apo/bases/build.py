@@ -1,5 +1,6 @@
 """What the ``base=`` argument may be: a rule, a torch optimizer, or a list of these on one model."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,7 +75,9 @@ def named(model: nn.Module, params: Sequence[Tensor]) -> dict[Tensor, str]:
         ValueError: If a parameter is there twice.
     """
     known: dict[Tensor, str] = {param: name for name, param in model.named_parameters()}
-    names = {param: known.get(param, f"extra.{position}") for position, param in enumerate(params)}
+    taken = set(known.values())
+    fresh = (f"extra.{number}" for number in itertools.count())
+    names = {param: known[param] if param in known else next(n for n in fresh if n not in taken) for param in params}
     if len(names) < len(params):
         twice = next(names[p] for p in params if sum(p is q for q in params) > 1)
         raise ValueError(f"{twice} is in more than one group; give it to one optimizer")
@@ -94,6 +97,8 @@ def check_tunable(tune: Mapping[str, Tune], bases: Sequence[Base]) -> None:
             hint = _CLOSED if any(hyper in base.optimizer.defaults for base in bases) else ""
             raise ValueError(f"tune={{{hyper!r}: ...}}: the base optimizer can adapt {choices}{hint}")
         for base in owners:
+            if any(group.get("maximize") for group in base.optimizer.param_groups):
+                raise ValueError("maximize=True cannot be tuned: the objective is minimised; minimise −loss instead")
             domain = base.domains[hyper]
             if not domain.one_step and not how.force:
                 raise ValueError(

@@ -22,7 +22,7 @@ def _l2(group: Group, grad: Tensor, before: Tensor) -> Tensor:
 
 
 def _split(group: Group, grad: Tensor, before: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The gradient, and the decoupled decay if it is decoupled (else it is in the gradient)."""
+    """The gradient, and the decay if it is decoupled (else it is in the gradient)."""
     if group.get("decoupled_weight_decay") and group["weight_decay"]:
         return -grad if group["maximize"] else grad, group["weight_decay"] * before
     return _l2(group, grad, before), None
@@ -40,10 +40,15 @@ def sgd(group: Group, state: dict[str, Any], grad: Tensor, before: Tensor) -> Te
 
 
 def adam(group: Group, state: dict[str, Any], grad: Tensor, before: Tensor) -> Tensor:
-    """The gradient over √v̂ + ε; Adam, AdamW and NAdam."""
+    """The gradient over √v̂ + ε; Adam and NAdam."""
     square = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
     correction = 1.0 - group["betas"][1] ** float(state["step"])
     return _scaled(group, grad, before, (square / correction).sqrt_().add_(group["eps"]))
+
+
+def adamw(group: Group, state: dict[str, Any], grad: Tensor, before: Tensor) -> Tensor:
+    """As `adam`, with the decay decoupled; groups of older versions of torch do not say so themselves."""
+    return adam({**group, "decoupled_weight_decay": True}, state, grad, before)
 
 
 def radam(group: Group, state: dict[str, Any], grad: Tensor, before: Tensor) -> Tensor:
@@ -75,7 +80,7 @@ def rmsprop(group: Group, state: dict[str, Any], grad: Tensor, before: Tensor) -
 BY_CLASS: dict[type[torch.optim.Optimizer], Direction] = {
     torch.optim.SGD: sgd,
     torch.optim.Adam: adam,
-    torch.optim.AdamW: adam,
+    torch.optim.AdamW: adamw,
     torch.optim.NAdam: adam,
     torch.optim.RAdam: radam,
     torch.optim.Adamax: adamax,

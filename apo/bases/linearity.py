@@ -59,6 +59,7 @@ def _linear_after(
         toy.grad = torch.randn(4, 3, generator=generator, dtype=torch.float64)
         optimizer.step()
     start, state = toy.detach().clone(), copy.deepcopy(optimizer.state_dict())
+    gradient = torch.randn(4, 3, generator=generator, dtype=torch.float64)
     moved = []
     for factor in (1.0, 2.0):
         with torch.no_grad():
@@ -67,6 +68,7 @@ def _linear_after(
             warnings.simplefilter("ignore")
             optimizer.load_state_dict(copy.deepcopy(state))
         optimizer.param_groups[0]["lr"] = factor * rate
+        toy.grad = gradient.clone()
         optimizer.step()
         moved.append(toy.detach() - start)
     gap, size = (moved[1] - 2.0 * moved[0]).norm().item(), moved[1].norm().item()

@@ -1,6 +1,6 @@
 """An update rule as a base optimizer: its state in an optimizer's groups, its tape as the pullback."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -45,7 +45,9 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load without casting: a rule's state keeps the dtype, and the device that ``init`` gives it."""
-        super().load_state_dict(state_dict)
+        own = [{name: group[name] for name in self.defaults} for group in self.param_groups]
+        groups = [options | group for options, group in zip(own, state_dict["param_groups"], strict=True)]
+        super().load_state_dict({**state_dict, "param_groups": groups})
         params = [param for group in self.param_groups for param in group["params"]]
         for position, entry in state_dict["state"].items():
             fresh = self.rule.init({"": params[position].detach()})._asdict()
@@ -91,17 +93,18 @@ class RuleBase(Base):
 
     def step(self, values: Values) -> None:
         """Take the step."""
-        rule = self.optimizer.rule
+        rule, done = self.optimizer.rule, []
         for index, group in self.groups():
             live, params, grads, state = self.optimizer.gather(group, self.names)
             with torch.no_grad():
-                new, new_state = rule.step(params, grads, state, self._hypers(group, values[index]))
-            self.optimizer.commit(group, live, new, new_state)
+                done.append((group, live, *rule.step(params, grads, state, self._hypers(group, values[index]))))
+        self._commit(done)
 
     def take(self, values: Values, judged: Judged) -> Taken:
         """Take the step; its pullback is the tape of the rule."""
-        rule = self.optimizer.rule
+        rule, done = self.optimizer.rule, []
         judge = momentum_free(rule) if judged == "no-momentum" else rule
+        gradient: Params = {}
         before: Params = {}
         delta: Params = {}
         pullbacks = {}
@@ -110,12 +113,14 @@ class RuleBase(Base):
             params = {name: param.clone() for name, param in params.items()}  # the commit must not touch the tape
             hypers = self._hypers(group, values[index])
             new, new_state, pullbacks[index] = lookahead(judge, params, grads, state, hypers)
+            gradient |= grads
             before |= params
             delta |= {name: new[name] - param for name, param in params.items()}
             if judge is not rule:
                 with torch.no_grad():
                     new, new_state = rule.step(params, grads, state, hypers)
-            self.optimizer.commit(group, live, new, new_state)
+            done.append((group, live, new, new_state))
+        self._commit(done)
 
         def pull(cotangents: Params) -> Slopes:
             slopes: Slopes = {}
@@ -126,11 +131,16 @@ class RuleBase(Base):
                         slopes[coordinate, index] = slopes.get((coordinate, index), 0.0) + slope
             return slopes
 
-        return Taken(before, delta, judge is not rule, pull)
+        return Taken(gradient, before, delta, judge is not rule, pull)
 
     def build_up(self) -> float:
         """1 / (1 − μ) for a rule with a hyperparameter ``momentum``."""
         return max(1.0 / (1.0 - float(group.get("momentum", 0.0))) for group in self.optimizer.param_groups)
+
+    def _commit(self, done: Sequence[tuple[dict[str, Any], Params, Params, Any]]) -> None:
+        """Write what all groups have computed, once none can fail any more."""
+        for group, live, new, state in done:
+            self.optimizer.commit(group, live, new, state)
 
     def _hypers(self, group: dict[str, Any], settings: Mapping[str, float | dict[str, float]]) -> Any:
         """The rule's hyperparameters for a group: 0-d float64 tensors, or dicts of them by parameter name."""

@@ -52,36 +52,37 @@ class TorchBase(Base):
 
     def step(self, values: Values) -> None:
         """Take the step; learning rates that differ within a group scale each parameter's displacement."""
-        scaled = (name for index, _, name, _ in self.moving() if isinstance(values[index].get("lr"), dict))
-        self._step(values, self.copies(set(scaled)))
+        scaled = {name for index, _, name, _ in self.moving() if isinstance(values[index].get("lr"), dict)}
+        self._step(values, self.copies(scaled))
 
     def take(self, values: Values, judged: Judged) -> Taken:
         """Take the step; its pullback is ⟨G, Δ⟩."""
+        moving = list(self.moving())
         before = self.copies()
+        # With foreach, SGD leaves g + μv in the place of a gradient g under nesterov.
+        gradient = {n: _gradient(p).clone() if g.get("nesterov") else _gradient(p) for _, g, n, p in moving}
         self._step(values, before)
         direction = BY_CLASS.get(type(self.optimizer)) if judged == "no-momentum" else None
         delta: Params = {}
         distinct = False
-        for index, group, name, param in self.moving():
+        for index, group, name, param in moving:
             if direction is None or not momentum(group):
                 delta[name] = param.detach() - before[name]
                 continue
             distinct = True
             rate = values[index].get("lr", group["lr"])
-            along = direction(group, self.optimizer.state[param], cast(Tensor, param.grad), before[name])
+            along = direction(group, self.optimizer.state[param], gradient[name], before[name])
             delta[name] = -(rate[name] if isinstance(rate, dict) else rate) * along
-        owners = {name: index for index, _, name, _ in self.moving()}
+        owners = {name: index for index, _, name, _ in moving}
 
         def pullback(cotangents: Params) -> Slopes:
             parts: dict[tuple[Coordinate, int], list[Tensor]] = {}
-            for name, index in owners.items() if "lr" in self.tune else ():
-                if name not in cotangents:
-                    continue
-                where = Coordinate("lr", self.tune["lr"].key(index, name)), index
+            for name in (n for n in owners if n in cotangents and "lr" in self.tune):
+                where = Coordinate("lr", self.tune["lr"].key(owners[name], name)), owners[name]
                 parts.setdefault(where, []).append(inner(cotangents[name], delta[name]))
             return {where: total(terms) for where, terms in parts.items()}
 
-        return Taken(before, delta, distinct, pullback)
+        return Taken(gradient, before, delta, distinct, pullback)
 
     def build_up(self) -> float:
         """The longest memory of the groups whose momentum is not corrected for its start."""
@@ -90,18 +91,26 @@ class TorchBase(Base):
         return max(1.0 / (1.0 - momentum(group)) for group in self.optimizer.param_groups)
 
     def _step(self, values: Values, before: Params) -> None:
+        moving = list(self.moving())
         kept = {index: group["lr"] for index, group in self.groups()}
         rates = {index: values[index].get("lr", lr) for index, lr in kept.items()}
+        # Rates that differ within a group scale a step at the largest of them: a longer one would lose digits.
+        taken = {
+            index: max(rate.values(), default=0.0) if isinstance(rate, dict) else rate for index, rate in rates.items()
+        }
         try:
             for index, group in self.groups():
-                if not isinstance(rates[index], dict):
-                    group["lr"] = rates[index]
+                group["lr"] = taken[index]
             self.optimizer.step()
         finally:
             for index, group in self.groups():
                 group["lr"] = kept[index]
         with torch.no_grad():
-            for index, _, name, param in self.moving():
+            for index, _, name, param in moving:
                 rate = rates[index]
-                if isinstance(rate, dict) and rate[name] != kept[index] != 0.0:
-                    param.copy_(before[name] + (rate[name] / kept[index]) * (param - before[name]))
+                if isinstance(rate, dict) and rate[name] != taken[index]:
+                    param.copy_(before[name] + (rate[name] / taken[index]) * (param - before[name]))
+
+
+def _gradient(param: Tensor) -> Tensor:
+    return cast(Tensor, param.grad)

@@ -1,0 +1,94 @@
+"""Under which conditions a forward ran, so that an evaluation can enter them again: random numbers, autocast."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+MOST = 256
+"""No more forwards than this are noted between two steps."""
+
+
+class Conditions(NamedTuple):
+    """Random number generators by device, autocast by device type."""
+
+    rng: dict[torch.device, Tensor]
+    autocast: dict[str, tuple[bool, torch.dtype]]
+
+    @property
+    def float16(self) -> bool:
+        """Whether autocast was on in float16."""
+        return (True, torch.float16) in self.autocast.values()
+
+
+class Recorder:
+    """A forward pre-hook that notes the conditions of training forwards while it is armed.
+
+    A copy of the model carries a copy of the hook: that copy is not armed and notes nothing.
+    """
+
+    evaluating = 0
+    """How many evaluations are under way in all: what they run is no training forward."""
+
+    def __init__(self) -> None:
+        """Start idle, for the CPU."""
+        self.devices = {torch.device("cpu")}
+        self.armed = False
+        self.seen: list[Conditions] = []
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        """Note the conditions of a forward that records a graph."""
+        if self.armed and torch.is_grad_enabled() and not Recorder.evaluating and len(self.seen) < MOST:
+            self.seen.append(self.now())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy starts idle."""
+        return {"devices": self.devices, "armed": False, "seen": []}
+
+    def arm(self, due: bool, devices: Iterable[torch.device]) -> None:
+        """Forget what was seen; note the forwards to come, on these devices and the CPU, if their batches are due."""
+        self.armed = due
+        self.seen.clear()
+        if due:
+            self.devices = {torch.device("cpu"), *devices}
+
+    def now(self) -> Conditions:
+        """The conditions at this moment."""
+        types = {device.type for device in self.devices}
+        return Conditions(
+            {device: _rng(device).get_rng_state(*_at(device)) for device in self.devices},
+            {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types},
+        )
+
+
+@contextmanager
+def under(conditions: Conditions) -> Iterator[None]:
+    """Enter the conditions of an earlier forward; the generators are left where the body leaves them.
+
+    The weights that autocast has cast and kept are forgotten before and after: they may be those of other weights.
+    """
+    restore_rng(conditions)
+    with ExitStack() as stack:
+        for kind, (enabled, dtype) in conditions.autocast.items():
+            stack.enter_context(torch.autocast(kind, dtype=dtype if enabled else None, enabled=enabled))
+        torch.clear_autocast_cache()
+        try:
+            yield
+        finally:
+            torch.clear_autocast_cache()
+
+
+def restore_rng(conditions: Conditions) -> None:
+    """Put the random number generators back to where they were."""
+    for device, state in conditions.rng.items():
+        _rng(device).set_rng_state(state, *_at(device))
+
+
+def _rng(device: torch.device) -> Any:
+    return torch if device.type == "cpu" else torch.get_device_module(device)
+
+
+def _at(device: torch.device) -> tuple[torch.device, ...]:
+    return () if device.type == "cpu" else (device,)
