@@ -52,7 +52,7 @@ def test_wrong_types(make: Callable[[], Any], message: str) -> None:
         make()
 
 
-{
+VALUES: dict[str, tuple[Callable[[], Any], str]] = {
     "meta": (lambda: apo.APO(m := net(), sgd(m), meta="adam"), "meta='adam' is neither 'newton' nor 'paper'"),
     "by": (lambda: apo.Tune("block"), "by='block' is not one of 'global', 'group', 'layer', 'parameter'"),
     "max-change": (lambda: apo.Tune(max_change=1.0), r"max_change=1.0 is not in \(1, ∞\)"),
@@ -65,7 +65,7 @@ def test_wrong_types(make: Callable[[], Any], message: str) -> None:
     "clip": (lambda: apo.Gradient(o.SGD, lr=0.1, clip=0.0), r"clip=0.0 is not in \(0, ∞\)"),
     "linear": (lambda: apo.Proximal(loss_model="linear"), "no minimum: make fsd or wsd positive"),
     "unknown": (
-        lambda: apo.APO(m := net(), apo.rmsprop(), tune={"lrr": "global"}),
+        lambda: apo.APO(net(), apo.rmsprop(), tune={"lrr": "global"}),
         r"tune=\{'lrr': ...\}: the base optimizer can adapt 'lr', 'rho', 'eps', 'alpha', 'weight_decay'$",
     ),
     "closed": (
@@ -246,7 +246,7 @@ def test_a_model_on_two_devices() -> None:
         opt = apo.APO(model, sgd(model), F.cross_entropy, meta=apo.Newton(search=search))
         model[0].weight.grad = torch.ones_like(model[0].weight)
         before = model[0].weight.detach().clone()
-        with pytest.raises((RuntimeError, NotImplementedError), match="(?i)meta"):
+        with pytest.raises((RuntimeError, NotImplementedError), match=r"(?i)meta"):
             opt.step(batch=(x, y))
         assert opt.hypers() == {"lr": 0.1}
         expected = before if search else before - 0.1
@@ -300,6 +300,6 @@ def test_the_same_parameter_in_a_later_group_of_another_base() -> None:
     backward(model, batches(1)[0])
     before = weights(model)
     for _ in range(2):
-        with pytest.raises(ValueError, match="0.weight is in more than one group; give it to one optimizer"):
+        with pytest.raises(ValueError, match=r"0.weight is in more than one group; give it to one optimizer"):
             opt.step(batch=batches(1)[0])
     assert weights(model) == before
