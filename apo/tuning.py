@@ -157,12 +157,12 @@ class Tuning:
         Returns:
             The factor that the bounds leave, the least where coordinates differ.
         """
-        kept = [factor]
+        kept = []
         for coordinate, old in self.offsets.items():
             if coordinate.hyper == "lr" and self._starts(coordinate):
                 self._set(coordinate, old + math.log(factor), at_once=True)
                 kept.append(math.exp(self.offsets[coordinate] - old))
-        return min(kept)
+        return min(kept, default=factor)
 
     def move(self, start: Slopes, end: Slopes, ratios: Sequence[float]) -> float:
         """Move every offset by one meta-step.

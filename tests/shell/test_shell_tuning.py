@@ -128,9 +128,10 @@ def test_a_group_added_later_is_tuned_with_the_others(by: str, on: str) -> None:
     if by != "global":
         assert known == before
     new = opt.hypers()
-    still = [p.detach().clone() for p in vectors(model)]
+    late = vectors(model)[1:]  # a bias before BatchNorm has no gradient but rounding
+    still = [p.detach().clone() for p in late]
     train(model, opt, batches(3))
-    assert all(not torch.equal(a, b) for a, b in zip(still, vectors(model), strict=True))
+    assert all(not torch.equal(a, b) for a, b in zip(still, late, strict=True))
     assert all(opt.hypers()[label] != value for label, value in new.items())
     if by == "global":
         assert new["lr/1"] / new["lr/0"] == pytest.approx(0.2, rel=1e-9)
