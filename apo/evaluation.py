@@ -166,10 +166,10 @@ class Evaluation:
                 loss, outputs = self.evaluate(self.model, fed.batch)
             else:
                 outputs = self._outputs(fed.batch)
-                loss = outputs.loss if self.loss is None else self.loss(outputs, self._target(fed.batch))
+                loss = self.loss(outputs, self._target(fed.batch)) if self.loss else getattr(outputs, "loss", outputs)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise TypeError(
-                f"the loss must be a tensor with one element, not {describe(loss)}; see loss= and evaluate="
+                f"the loss must be a tensor with one element, not {describe(loss)}: pass loss= or evaluate="
             )
         return loss.reshape(()), outputs
 

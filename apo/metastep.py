@@ -130,7 +130,8 @@ class MetaStep:
             A row for the record; its ``hypergradient_norm`` is NaN where they did not move by the hypergradient.
         """
         verdict = self._verdict()
-        shortened = not self._searched and self._backtrack(verdict)
+        whole = all(map(math.isfinite, verdict.start.values()))  # else the step itself is not finite
+        shortened = whole and not self._searched and self._backtrack(verdict)
         endless = self._objective.loss_model == "linear" and not (self._others or self._wsd)
         self.skipped = not shortened and not verdict.finite
         moving = not shortened and not self.skipped and not endless
