@@ -239,7 +239,7 @@ def test_gradients_that_are_not_finite(skip: bool) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*")
 def test_a_model_on_two_devices() -> None:
-    """One part on a device that holds no numbers: an error of torch or of ours, and the other part keeps its step."""
+    """One part on a device that holds no numbers: an error of torch or of ours, before any step."""
     model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3, device="meta"))
     x, y = batches(1)[0]
     for search in (True, False):
@@ -249,10 +249,7 @@ def test_a_model_on_two_devices() -> None:
         with pytest.raises((RuntimeError, NotImplementedError), match=r"(?i)meta"):
             opt.step(batch=(x, y))
         assert opt.hypers() == {"lr": 0.1}
-        expected = before if search else before - 0.1
-        torch.testing.assert_close(model[0].weight.detach(), expected)
-        with torch.no_grad():
-            model[0].weight.copy_(before)
+        assert torch.equal(model[0].weight.detach(), before)
 
 
 @pytest.mark.parametrize("by", ["global", "group", "layer", "parameter"])
@@ -287,8 +284,8 @@ def test_a_parameter_outside_the_model() -> None:
         grad = scale.grad
         opt.step(batch=(x, y))
         assert scale.grad is grad
-    assert "lr/extra.6" in opt.hypers()
-    assert opt.hypers()["lr/extra.6"] != 0.1
+    assert "lr/extra.0" in opt.hypers()
+    assert opt.hypers()["lr/extra.0"] != 0.1
 
 
 def test_the_same_parameter_in_a_later_group_of_another_base() -> None:
