@@ -1,9 +1,10 @@
 """Amortized proximal optimization: optimizers that tune themselves while they train."""
 
 from apo import discrepancies, domains, problems
+from apo.gradient import Gradient
 from apo.hypers import Tune
 from apo.lifting import elementwise
-from apo.meta import Gradient, Newton
+from apo.newton import Newton
 from apo.optimizer import APO
 from apo.proximal import Proximal, hypergradient, lookahead, momentum_free
 from apo.record import Record

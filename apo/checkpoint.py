@@ -4,7 +4,7 @@ Distributed checkpointing keeps what is in the groups and drops what stands besi
 under names that begin with "apo/". Format 1.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,36 +60,23 @@ def unpack(state_dict: State) -> tuple[State, dict[str, Any]]:
     return {**state_dict, "param_groups": groups}, numbers
 
 
-def check_fit(state_dict: State, groups: Sequence[State]) -> None:
-    """Raise if a state dict does not fit the groups, before anything has been loaded.
+def split(state_dict: State, optimizers: Sequence[torch.optim.Optimizer]) -> list[State]:
+    """One state dict for each optimizer, with positions counted from its own first parameter.
 
     Raises:
-        ValueError: If the number of groups, or of parameters in one, differs.
+        ValueError: If the number of groups, or of parameters in one, differs, or a group lacks an option of a rule.
     """
     theirs = [len(group["params"]) for group in state_dict["param_groups"]]
-    ours = [len(group["params"]) for group in groups]
+    ours = [len(group["params"]) for optimizer in optimizers for group in optimizer.param_groups]
     if theirs != ours:
         raise ValueError(f"the checkpoint has groups of {theirs} parameters, this optimizer has groups of {ours}")
-
-
-def check_options(state_dict: State, options: Iterable[str]) -> None:
-    """Raise if a group lacks an option of its optimizer, before anything has been loaded.
-
-    Raises:
-        ValueError: If it does.
-    """
-    for group in state_dict["param_groups"]:
-        lacking = [name for name in options if name not in group]
-        if lacking:
-            names = ", ".join(map(repr, lacking))
-            raise ValueError(f"the checkpoint's groups lack {names}: it is of another optimizer")
-
-
-def split(state_dict: State, optimizers: Sequence[torch.optim.Optimizer]) -> list[State]:
-    """One state dict for each base optimizer, with positions counted from its own first parameter."""
     parts, groups, first = [], list(state_dict["param_groups"]), 0
     for optimizer in optimizers:
         own, groups = groups[: len(optimizer.param_groups)], groups[len(optimizer.param_groups) :]
+        lacking = sorted({name for group in own for name in getattr(optimizer, "required", ()) if name not in group})
+        if lacking:
+            names = ", ".join(map(repr, lacking))
+            raise ValueError(f"the checkpoint's groups lack {names}: it is of another optimizer")
         count = sum(len(group["params"]) for group in own)
         positions = range(first, first + count)
         state = {i - first: entry for i, entry in state_dict["state"].items() if i in positions}

@@ -12,7 +12,7 @@ import torch
 from apo.bases.base import Base, Slopes
 from apo.batches import head
 from apo.evaluation import Evaluation, Fed
-from apo.meta import Newton, search, shorten
+from apo.newton import Newton, search, shorten
 from apo.proximal import Proximal
 from apo.record import Row
 from apo.stepping import Step

@@ -9,7 +9,6 @@ and `meta` move the hyperparameters, `metastep` puts these in order, `record` ke
 import itertools
 import math
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,18 +19,21 @@ from apo import checkpoint
 from apo.bases.build import bases_of, named
 from apo.batches import detached
 from apo.checks import flag, function, real
+from apo.combined import Combined
 from apo.discrepancies import Loss
 from apo.evaluation import Evaluate, Evaluation, Fed, unwrapped
+from apo.gradient import Gradient
 from apo.hypers import parse_tune
-from apo.meta import Gradient, Newton, parse_meta
+from apo.meta import parse_meta
 from apo.metastep import MetaStep
+from apo.newton import Newton
 from apo.proximal import Proximal
 from apo.record import Record
 from apo.tuning import Tuning
 from apo.types import Rule
 
 
-class APO(torch.optim.Optimizer):
+class APO(Combined):
     """A base optimizer whose hyperparameters are tuned by amortized proximal optimization.
 
     It is a `torch.optim.Optimizer`: its groups and state are the base optimizer's own, live. ``group["lr"]`` stays the
@@ -100,35 +102,13 @@ class APO(torch.optim.Optimizer):
         self._names: dict[Tensor, str] = {}
         self._params: dict[str, Tensor] = {}
         self._bases = bases_of(base, self._model, how, self._names, assume_linear, self.objective.lookahead)
-        super().__init__([torch.zeros(())], {})
-        self.defaults = self._bases[0].optimizer.defaults
+        super().__init__([base.optimizer for base in self._bases])
         self._evaluation = Evaluation(self._model, self._params, loss, forward, target, evaluate)
         self._tuning = Tuning(how, configured, relative)
         self._shape: list[tuple[int, int]] = []
         self._rates: list[float] = []
         self._link()
         self._arm()
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The base optimizers' groups, live."""
-        return [group for base in self._bases for group in base.optimizer.param_groups]
-
-    @param_groups.setter
-    def param_groups(self, groups: object) -> None:
-        """Ignore what torch's constructor sets: the groups are the base optimizers'."""
-
-    @property
-    def state(self) -> defaultdict[Tensor, Any]:
-        """The base optimizers' state, live: of one, its own; of several, their entries in one dict."""
-        if len(self._bases) == 1:
-            return self._bases[0].optimizer.state
-        entries = ((param, entry) for base in self._bases for param, entry in base.optimizer.state.items())
-        return defaultdict(dict, entries)
-
-    @state.setter
-    def state(self, state: object) -> None:
-        """Ignore what torch's constructor sets: the state is the base optimizers'."""
 
     @property
     def due(self) -> bool:
@@ -185,22 +165,6 @@ class APO(torch.optim.Optimizer):
             warnings.warn(message, stacklevel=3)
         return loss
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base optimizer; its parameters are tuned with the others.
-
-        Args:
-            param_group: As in torch.
-
-        Raises:
-            ValueError: If there are several base optimizers: add the group to the one it belongs to.
-        """
-        if "_tuning" not in self.__dict__:  # torch's constructor: the groups are there already
-            return
-        if len(self._bases) > 1:
-            raise ValueError("there are several base optimizers: call add_param_group of the one it belongs to")
-        self._bases[0].optimizer.add_param_group(param_group)
-        self._link()
-
     def hypers(self) -> dict[str, float]:
         """The tuned hyperparameters for the next step, schedules apart.
 
@@ -242,19 +206,11 @@ class APO(torch.optim.Optimizer):
         Raises:
             ValueError: If it is of a newer format, or its groups do not fit.
         """
-        for hook in getattr(self, "_optimizer_load_state_dict_pre_hooks", {}).values():
-            state_dict = hook(self, state_dict) or state_dict
         plain, numbers = checkpoint.unpack(state_dict)
-        checkpoint.check_fit(plain, self.param_groups)
-        parts = checkpoint.split(plain, [base.optimizer for base in self._bases])
-        for base, part in zip(self._bases, parts, strict=True):
-            checkpoint.check_options(part, base.domains)
         kept = [{name: value for name, value in group.items() if name != "params"} for group in self.param_groups]
-        for base, part in zip(self._bases, parts, strict=True):
-            base.optimizer.load_state_dict(part)
-        if keep_hypers:
-            for group, options in zip((g for b in self._bases for g in b.optimizer.param_groups), kept, strict=True):
-                group.update(options)
+        super().load_state_dict(plain)
+        for group, options in zip(self.param_groups, kept if keep_hypers else (), strict=keep_hypers):
+            group.update(options)
         self._counts.restore(numbers)
         self._frozen = bool(numbers.get("frozen", False))
         self._link()
@@ -262,12 +218,6 @@ class APO(torch.optim.Optimizer):
         self._clear()
         self._rates = self._tuning.rates(self._tuning.values(self._counts.steps))
         self._show()
-        for hook in getattr(self, "_optimizer_load_state_dict_post_hooks", {}).values():
-            hook(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but a scheduler's hold on ``step``: a copy goes on tuning where this one stands."""
-        return {name: value for name, value in self.__dict__.items() if name != "step"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """As it was; the copied recorder, which starts idle, notes forwards again."""

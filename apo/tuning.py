@@ -9,8 +9,10 @@ from apo.bases.base import Base, Slopes, Values
 from apo.bases.build import check_tunable
 from apo.checks import real
 from apo.domains import shift
+from apo.gradient import Gradient, GradientState
 from apo.hypers import Coordinate, Tune
-from apo.meta import Gradient, GradientState, LossWatch, Newton, NewtonState, paper
+from apo.meta import paper
+from apo.newton import LossWatch, Newton, NewtonState
 from apo.types import Domain
 
 LR = Coordinate("lr", "")
@@ -203,12 +205,8 @@ class Tuning:
         numbers |= {f"newton/{name}": value for name, value in vars(self.newton).items()}
         numbers |= {f"watch/{name}": value for name, value in vars(self.watch).items()}
         numbers["searched"] = int(self.searched)
-        for name, value in self._gradient.numbers().items() if self._gradient else ():
-            if isinstance(value, list):
-                labels = (coordinate.label for coordinate in self._by_gradient())
-                numbers |= {f"gradient/{name}/{label}": x for label, x in zip(labels, value, strict=True)}
-            else:
-                numbers[f"gradient/{name}"] = value
+        if self._gradient is not None:
+            numbers |= {f"gradient/{name}": value for name, value in self._gradient.numbers().items()}
         return numbers
 
     def restore(self, numbers: Mapping[str, Any], offsets: bool = True, searched: bool = True) -> None:
@@ -235,28 +233,16 @@ class Tuning:
             warnings.warn("the checkpoint is of another meta-optimizer, whose state starts afresh", stacklevel=4)
 
     def _restore_gradient(self, numbers: Mapping[str, Any]) -> bool:
-        """Restore the meta-optimizer's state; coordinates that it does not hold start afresh at zero."""
-        plain: dict[str, Any] = {}
-        labels = {coordinate.label: position for position, coordinate in enumerate(self._by_gradient())}
-        for name, value in numbers.items():
-            part, _, rest = name.partition("/")
-            field, _, label = rest.partition("/")
-            if part == "gradient" and not label:
-                plain[field] = value
-            elif part == "gradient":
-                column = plain.setdefault(field, [0.0] * len(labels))
-                if label in labels:
-                    column[labels[label]] = value
-        return self._gradient is None or not plain or self._gradient.restore(plain)
+        own = {name.removeprefix("gradient/"): x for name, x in numbers.items() if name.startswith("gradient/")}
+        return self._gradient is None or self._gradient.restore(own)
 
     def _fresh_gradient(self) -> GradientState | None:
         moved = self._by_gradient()
         if not moved:
             return None
         by_parameter = any(self.tune[coordinate.hyper].by_parameter for coordinate in moved)
-        return GradientState(
-            self.meta if isinstance(self.meta, Gradient) else paper(by_parameter, self.meta.every), len(moved)
-        )
+        gradient = self.meta if isinstance(self.meta, Gradient) else paper(by_parameter, self.meta.every)
+        return GradientState(gradient, [coordinate.label for coordinate in moved])
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for base in self._bases for group in base.optimizer.param_groups]

@@ -29,6 +29,11 @@ class RuleOptimizer(torch.optim.Optimizer):
         """Everything that a copy needs."""
         return {**super().__getstate__(), "rule": self.rule}
 
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The options that a group of a checkpoint must have."""
+        return tuple(self.rule.hypers._fields)
+
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Refuse: hyperparameters come from the shell."""
         raise RuntimeError("a rule's step is taken by apo.APO, not by the optimizer that holds its state")
@@ -45,9 +50,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load without casting: a rule's state keeps the dtype, and the device that ``init`` gives it."""
-        own = [{name: group[name] for name in self.defaults} for group in self.param_groups]
-        groups = [options | group for options, group in zip(own, state_dict["param_groups"], strict=True)]
-        super().load_state_dict({**state_dict, "param_groups": groups})
+        super().load_state_dict(state_dict)
         params = [param for group in self.param_groups for param in group["params"]]
         for position, entry in state_dict["state"].items():
             fresh = self.rule.init({"": params[position].detach()})._asdict()

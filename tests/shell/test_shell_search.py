@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import apo
-from apo.meta import search, shorten
+from apo.newton import search, shorten
 from tests.cases import randn
 from tests.shell.helpers import TORCH_BASES, Base, batches, net, state, traces, train, weights
 

@@ -1,0 +1,180 @@
+"""The global learning rate by averaged slope and curvature along the step, and the search of the first step.
+
+As a function of the step's scale s, the objective has the slope a = gᵀΔ at s = 0 and b = GᵀΔ at s = 1, hence the
+curvature c = b − a and the minimiser s* = −a/c. Both are averaged over meta-steps, per unit of the learning rate (a/η
+and c/η²), so that what is minimised is the expected objective. Ours; the paper follows the gradient alone.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from apo.checks import flag, real, whole
+
+FACTOR = 4.0
+"""The factor between the scales that a search tries."""
+ARMIJO = 0.9
+"""The part of the decrease promised by the slope that the first step must keep: a fifth of the way to the minimum of a
+quadratic. The best step on one batch, taken again and again on others, diverges: measured with SGD on the digits."""
+MOST = 20
+"""How often a search grows or shrinks the scale."""
+
+
+@dataclass(frozen=True)
+class Newton:
+    """One global learning rate by averaged slope and curvature along the step.
+
+    Anything else in ``tune`` moves at the same meta-steps by the paper's `Gradient`.
+
+    Attributes:
+        every: Calls of ``step`` from one meta-step to the next.
+        average: The decay of the averages, per meta-step, in [0, 1).
+        growth: The largest factor by which a meta-step may lengthen the learning rate.
+        shrink: The largest factor by which it may shorten it.
+        search: Whether the first step's scale is searched by forwards on its own batch before it stays committed.
+        backtrack: Whether a step that made its own batch clearly worse is shortened.
+
+    Raises:
+        TypeError: If a value is of the wrong type.
+        ValueError: If a value is outside its set.
+    """
+
+    every: int = 10
+    average: float = 0.98
+    growth: float = 1.1
+    shrink: float = 4.0
+    search: bool = True
+    backtrack: bool = True
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        whole("every", self.every)
+        real("average", self.average, high=1.0)
+        real("growth", self.growth, low=1.0, ends="()")
+        real("shrink", self.shrink, low=1.0, ends="()")
+        flag("search", self.search)
+        flag("backtrack", self.backtrack)
+
+
+@dataclass
+class NewtonState:
+    """Averages of `Newton`, as plain floats.
+
+    Attributes:
+        slope: Average of a/η, not corrected for its start.
+        curvature: Average of max(c, 0)/η², likewise; so that the quotient of the two needs no correction.
+    """
+
+    slope: float = 0.0
+    curvature: float = 0.0
+
+    def move(self, newton: Newton, unit: float, a: float, c: float) -> float:
+        """Take in a slope and a curvature, and return the factor by which to change the unit.
+
+        Args:
+            newton: The configuration.
+            unit: The learning rate, or its factor, at which the step was taken; η above.
+            a: Slope of the objective along the step at its start.
+            c: Curvature of the objective along the step.
+
+        Returns:
+            The factor, within [1/shrink, growth].
+        """
+        keep = newton.average
+        self.slope = keep * self.slope + (1.0 - keep) * a / unit
+        self.curvature = keep * self.curvature + (1.0 - keep) * max(c, 0.0) / unit**2
+        if self.slope >= 0.0:
+            return 1.0 / newton.shrink
+        best = -self.slope / self.curvature if self.curvature > 0.0 else math.inf
+        return min(max(best / unit, 1.0 / newton.shrink), newton.growth)
+
+
+OUTLIER = 4.0
+"""A loss this many mean deviations above the running mean stands out."""
+MEMORY = 10
+"""The number of losses that the running mean is over, about."""
+
+
+@dataclass
+class LossWatch:
+    """A running mean of the losses on the batches of meta-steps, to notice one that stands out.
+
+    Attributes:
+        mean: Their running mean.
+        spread: The running mean of their absolute deviation from it.
+        seen: How many there were.
+    """
+
+    mean: float = 0.0
+    spread: float = 0.0
+    seen: int = 0
+
+    def outlier(self, loss: float) -> bool:
+        """Whether a loss stands out above those before; one that is not finite always does."""
+        return not math.isfinite(loss) or (self.seen > 2 and loss > self.mean + OUTLIER * self.spread)
+
+    def add(self, loss: float) -> None:
+        """Take a loss in, if it is finite."""
+        if not math.isfinite(loss):
+            return
+        self.seen += 1
+        new = 1.0 / min(self.seen, MEMORY)
+        if self.seen > 1:
+            self.spread += new * (abs(loss - self.mean) - self.spread)
+        self.mean += new * (loss - self.mean)
+
+
+def search(loss_at: Callable[[float], float], start: float, slope: float) -> float:
+    """The largest scale of a step, among powers of 4, that keeps what the slope promises on the step's own batch.
+
+    Args:
+        loss_at: The loss at a scale of the step.
+        start: The loss at scale 0.
+        slope: Its derivative with respect to the scale, at 0.
+
+    Returns:
+        The scale, from at most 21 losses. A change too small to measure counts as a reason to grow. Where the loss
+        falls without end there is nothing to find, and the scale is 1; where no scale will do, the smallest one tried.
+    """
+    noise = 8.0 * torch.finfo(torch.float32).eps * abs(start)
+
+    def judged(scale: float) -> tuple[float, bool]:
+        loss = loss_at(scale)
+        silent = abs(loss - start) <= noise
+        kept = silent or loss <= start + noise + ARMIJO * scale * min(slope, 0.0)
+        return (start if silent else loss), kept and math.isfinite(loss)
+
+    scale = 1.0
+    loss, good = judged(scale)
+    if not good:
+        for _ in range(MOST):
+            scale /= FACTOR
+            if judged(scale)[1]:
+                break
+        return scale
+    for _ in range(MOST):
+        further, good = judged(FACTOR * scale)
+        if not good or further > loss + noise:
+            return scale
+        scale, loss = FACTOR * scale, further
+    return 1.0
+
+
+def shorten(loss_at: Callable[[float], float], start: float) -> float:
+    """The largest scale among 1/4, 1/16, ... at which a step does not make its own batch worse.
+
+    Args:
+        loss_at: The loss at a scale of the step.
+        start: The loss at scale 0.
+
+    Returns:
+        The scale; 4⁻⁶ if none is good enough.
+    """
+    scale = 1.0
+    for _ in range(6):
+        scale /= FACTOR
+        if loss_at(scale) <= start:
+            break
+    return scale
