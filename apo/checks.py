@@ -78,3 +78,13 @@ def function(**arguments: Any) -> None:
     for name, value in arguments.items():
         if value is not None and not callable(value):
             raise TypeError(f"{name}={value!r} must be a function or None")
+
+
+def instance(name: str, value: Any, kind: type, wanted: str) -> None:
+    """Raise if a value is not of a type, saying what is wanted.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}={value!r} must be {wanted}")

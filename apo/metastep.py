@@ -18,6 +18,8 @@ from apo.record import Row
 from apo.stepping import Step
 from apo.tuning import Tuning
 
+SKIPPED = "the objective or its gradient is not finite: the meta-step is skipped"
+TOO_SMALL = "the step is too small to change any weight in its dtype, so it cannot be judged: raise lr"
 CANCELLED = 1e3 * torch.finfo(torch.float32).eps
 """A relative difference of two losses below this is rounding."""
 
@@ -114,9 +116,10 @@ class MetaStep:
         return self._step.moved
 
     @property
-    def pushed(self) -> bool:
-        """Whether any gradient is other than zero."""
-        return any(bool(torch.any(grad != 0)) for grad in self._step.gradient.values())
+    def too_small(self) -> str | None:
+        """What to say if nothing moved although there are gradients and learning rates."""
+        pushed = any(bool(torch.any(grad != 0)) for grad in self._step.gradient.values())
+        return TOO_SMALL if pushed and any(self.rates) else None
 
     @property
     def rates(self) -> list[float]:

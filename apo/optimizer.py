@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from apo import checkpoint
 from apo.bases.build import bases_of, named
 from apo.batches import detached
-from apo.checks import flag, function, real
+from apo.checks import flag, function, instance, real
 from apo.combined import Combined
 from apo.discrepancies import Loss
 from apo.evaluation import Evaluate, Evaluation, Fed, unwrapped
 from apo.gradient import Gradient
 from apo.hypers import parse_tune
 from apo.meta import parse_meta
-from apo.metastep import MetaStep
+from apo.metastep import SKIPPED, MetaStep
 from apo.newton import Newton
 from apo.proximal import Proximal
 from apo.record import Record
@@ -84,13 +84,18 @@ class APO(Combined):
             TypeError: If an argument is of the wrong type.
             ValueError: If a value cannot work; the message says what to do.
         """
-        _check(model, base, objective, loss)
+        self.objective = Proximal() if objective is None else objective
+        instance("model", model, nn.Module, "a torch.nn.Module; for plain functions see apo.hypergradient")
+        instance("objective", self.objective, Proximal, "an apo.Proximal")
         function(loss=loss, forward=forward, target=target, evaluate=evaluate, relative=relative)
         flag("assume_linear", assume_linear)
         flag("skip_nonfinite", skip_nonfinite)
+        if self.objective.needs_targets and loss is None:
+            raise ValueError(
+                f"discrepancy={self.objective.discrepancy!r} needs loss=, a function of outputs and targets"
+            )
         how = parse_tune({"lr": "global"} if tune is None else tune)
         configured = parse_meta(meta, any(t.by_parameter for t in how.values()))
-        self.objective = Proximal() if objective is None else objective
         self.record = Record()
         self._model = unwrapped(model)
         self._skip_nonfinite, self._frozen = skip_nonfinite, False
@@ -120,11 +125,7 @@ class APO(Combined):
 
         Args:
             batch: What the training loop calls a batch.
-            weight: Its weight in the mean over the batches of the step.
-
-        Raises:
-            TypeError: If the weight is no number.
-            ValueError: If it is not positive.
+            weight: Its weight in the mean over the batches of the step, positive; else a TypeError or ValueError.
         """
         real("weight", weight, ends="()")
         if self.due:
@@ -168,8 +169,7 @@ class APO(Combined):
     def hypers(self) -> dict[str, float]:
         """The tuned hyperparameters for the next step, schedules apart.
 
-        Returns:
-            By label: "lr" for a global one ("lr/0", "lr/1" by group where values differ), "lr/<key>" for finer ones.
+        By label: "lr" for a global one ("lr/0", "lr/1" by group where values differ), "lr/<key>" for finer ones.
         """
         self._link()
         return self._tuning.hypers()
@@ -234,7 +234,7 @@ class APO(Combined):
 
     def _advance(self, feeds: Sequence[Fed], others: Sequence[Fed]) -> str | None:
         """Take a step, and judge it if it is a meta-step's; return what the user should be told."""
-        if self._skip_nonfinite and not self._finite_gradient():
+        if self._skip_nonfinite and not all(base.finite() for base in self._bases):
             self._counts.skipped += 1
             self._clear()
             return "a gradient is not finite: steps with such gradients are skipped"
@@ -257,7 +257,7 @@ class APO(Combined):
         self._rates = meta_step.rates
         counts.steps += 1
         if not moved:
-            return _TOO_SMALL if meta_step.pushed and any(self._rates) else None
+            return meta_step.too_small
         counts.counted += 1
         counts.without_other += meta_step.without_other
         row = meta_step.judge()
@@ -265,7 +265,7 @@ class APO(Combined):
         counts.skipped += meta_step.skipped
         so_far = {"skipped": float(counts.skipped), "without_other": float(counts.without_other)}
         self.record.rows.append({**row, **so_far, **self._tuning.hypers()})
-        return _SKIPPED if meta_step.skipped else None
+        return SKIPPED if meta_step.skipped else None
 
     def _clear(self) -> None:
         """Forget the batches that have been fed, and make ready for the next."""
@@ -300,22 +300,5 @@ class APO(Combined):
         for group, factor, rate in zip(self.param_groups, self._tuning.factors(), self._rates, strict=True):
             group["lr_factor"], group["effective_lr"] = factor, rate
 
-    def _finite_gradient(self) -> bool:
-        grads = (param.grad for base in self._bases for *_, param in base.moving())
-        return all(bool(torch.isfinite(grad).all()) for grad in grads if grad is not None)
 
-
-_SKIPPED = "the objective or its gradient is not finite: the meta-step is skipped"
-_TOO_SMALL = "the step is too small to change any weight in its dtype, so it cannot be judged: raise lr"
 _NOTHING_FED = "lr is not being tuned: pass batch= to step(), or feed() a batch, whenever opt.due is true"
-
-
-def _check(model: object, base: object, objective: object, loss: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r} must be a torch.nn.Module; for plain functions see apo.hypergradient")
-    if any(isinstance(item, APO) for item in (base, *(base if isinstance(base, list | tuple) else ()))):
-        raise TypeError("base= is an apo.APO already: wrap the optimizer inside it")
-    if not isinstance(objective, Proximal | None):
-        raise TypeError(f"objective={objective!r} must be an apo.Proximal")
-    if objective is not None and objective.needs_targets and loss is None:
-        raise ValueError(f"discrepancy={objective.discrepancy!r} needs loss=, a function of outputs and targets")

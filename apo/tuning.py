@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from apo.bases.base import Base, Slopes, Values
 from apo.bases.build import check_tunable
@@ -13,22 +13,11 @@ from apo.gradient import Gradient, GradientState
 from apo.hypers import Coordinate, Tune
 from apo.meta import paper
 from apo.newton import LossWatch, Newton, NewtonState
-from apo.types import Domain
+from apo.places import START, Place, places_of, start_of
 
 LR = Coordinate("lr", "")
-START = "start_lr"
-"""The key under which a group keeps the learning rate that it was given first; a scheduler's own comes before it."""
 FARTHEST = 500.0
-"""Offsets stay below this, so that factors stay finite; an offset that leaves its domain is not taken at all."""
-
-
-class Place(NamedTuple):
-    """Where a coordinate acts: on a hyperparameter of a group, or of one parameter in it ("" for the whole group)."""
-
-    coordinate: Coordinate
-    domain: Domain
-    group: int
-    name: str
+"""Offsets stay below this, so that factors stay finite."""
 
 
 class Tuning:
@@ -75,7 +64,7 @@ class Tuning:
         """
         check_tunable(self.tune, bases)
         numbers = self.numbers()
-        self._bases, self._places = bases, _places(self.tune, bases)
+        self._bases, self._places = bases, places_of(self.tune, bases)
         self._at = {}
         for place in self._places:
             self._at.setdefault(place.coordinate, []).append(place)
@@ -131,14 +120,14 @@ class Tuning:
     def ratios(self, steps: int) -> list[float]:
         """What the schedules make of the tuned learning rate: one number a group."""
         schedule = self._schedule(steps)
-        starts = [_start(group, "lr") if "lr" in group else 0.0 for group in self._groups()]
+        starts = [start_of(group, "lr") if "lr" in group else 0.0 for group in self._groups()]
         return [schedule * (float(g["lr"]) / lr if lr else 1.0) for g, lr in zip(self._groups(), starts, strict=True)]
 
     def hypers(self) -> dict[str, float]:
         """The tuned hyperparameters for the next step, schedules apart, by label."""
         groups, found = self._groups(), dict[str, float]()
         for coordinate, places in self._at.items():
-            values = {p.group: self._moved(p, _start(groups[p.group], coordinate.hyper)) for p in places}
+            values = {p.group: self._moved(p, start_of(groups[p.group], coordinate.hyper)) for p in places}
             if len(set(values.values())) == 1 or coordinate.key:
                 found[coordinate.label] = next(iter(values.values()))
             else:
@@ -259,7 +248,7 @@ class Tuning:
     def _starts(self, coordinate: Coordinate) -> list[float]:
         """The numbers at offset 0 of all that share a coordinate; a learning rate of 0 cannot be moved."""
         groups, places = self._groups(), self._at[coordinate]
-        starts = {_start(groups[place.group], coordinate.hyper) for place in places}
+        starts = {start_of(groups[place.group], coordinate.hyper) for place in places}
         return [start for start in starts if places[0].domain.contains(start)]
 
     def _set(self, coordinate: Coordinate, offset: float, at_once: bool = False) -> None:
@@ -274,27 +263,6 @@ class Tuning:
 
     def _schedule(self, steps: int) -> float:
         return 1.0 if self.relative is None else real(f"relative({steps})", self.relative(steps))
-
-
-def _places(tune: Mapping[str, Tune], bases: Sequence[Base]) -> list[Place]:
-    """Every place where a coordinate acts, in the order of ``tune``, groups and parameters."""
-    places = []
-    for hyper, how in tune.items():
-        for base in bases:
-            if hyper not in base.domains:
-                continue
-            for index, group in enumerate(base.optimizer.param_groups, base.first):
-                names = [base.names[param] for param in group["params"]] if how.by_parameter else [""]
-                coordinates = ((Coordinate(hyper, how.key(index, name)), name) for name in names)
-                places += [Place(coordinate, base.domains[hyper], index, name) for coordinate, name in coordinates]
-    return places
-
-
-def _start(group: Mapping[str, Any], hyper: str) -> float:
-    """A group's own number, at offset 0: for a learning rate, the one that its schedule started from."""
-    if hyper != "lr":
-        return float(group[hyper])
-    return float(group.get("initial_lr") or group.get(START) or group["lr"])
 
 
 def _offset(numbers: Mapping[str, Any], coordinate: Coordinate) -> float:

@@ -92,6 +92,10 @@ class Base(ABC):
         """Copies of everything that has a gradient, or of the named part of it."""
         return {n: p.detach().clone() for _, _, n, p in self.moving() if only is None or n in only}
 
+    def finite(self) -> bool:
+        """Whether every gradient is finite."""
+        return all(bool(torch.isfinite(param.grad).all()) for *_, param in self.moving() if param.grad is not None)
+
     def backup(self) -> Callable[[], None]:
         """Save the weights that would move and the optimizer's state; the returned function puts them back."""
         state, weights = self.optimizer.state, [(param, param.detach().clone()) for *_, param in self.moving()]

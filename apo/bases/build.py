@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from apo.bases.base import Base
 from apo.bases.rule import RuleBase, RuleOptimizer
 from apo.bases.torch_optimizer import TorchBase
+from apo.combined import Combined
 from apo.hypers import Tune
 from apo.types import Judged, Rule
 
@@ -42,6 +43,8 @@ def bases_of(
     """
     bases: list[Base] = []
     for item in _items(base, model):
+        if isinstance(item, Combined):
+            raise TypeError("base= is an apo.APO already: wrap the optimizer inside it")
         if isinstance(item, RuleOptimizer):
             bases.append(RuleBase(item, tune, names))
         else:

@@ -1,0 +1,41 @@
+"""Where tuned numbers act: on which hyperparameter of which group or parameter."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from apo.bases.base import Base
+from apo.hypers import Coordinate, Tune
+from apo.types import Domain
+
+START = "start_lr"
+"""The key under which a group keeps the learning rate that it was given first; a scheduler's own comes before it."""
+
+
+class Place(NamedTuple):
+    """Where a coordinate acts: on a hyperparameter of a group, or of one parameter in it ("" for the whole group)."""
+
+    coordinate: Coordinate
+    domain: Domain
+    group: int
+    name: str
+
+
+def places_of(tune: Mapping[str, Tune], bases: Sequence[Base]) -> list[Place]:
+    """Every place where a coordinate acts, in the order of ``tune``, groups and parameters."""
+    places = []
+    for hyper, how in tune.items():
+        for base in bases:
+            if hyper not in base.domains:
+                continue
+            for index, group in enumerate(base.optimizer.param_groups, base.first):
+                names = [base.names[param] for param in group["params"]] if how.by_parameter else [""]
+                coordinates = ((Coordinate(hyper, how.key(index, name)), name) for name in names)
+                places += [Place(coordinate, base.domains[hyper], index, name) for coordinate, name in coordinates]
+    return places
+
+
+def start_of(group: Mapping[str, Any], hyper: str) -> float:
+    """A group's own number, at offset 0: for a learning rate, the one that its schedule started from."""
+    if hyper != "lr":
+        return float(group[hyper])
+    return float(group.get("initial_lr") or group.get(START) or group["lr"])
