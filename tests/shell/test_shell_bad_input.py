@@ -286,17 +286,3 @@ def test_a_parameter_outside_the_model() -> None:
         assert scale.grad is grad
     assert "lr/extra.0" in opt.hypers()
     assert opt.hypers()["lr/extra.0"] != 0.1
-
-
-def test_the_same_parameter_in_a_later_group_of_another_base() -> None:
-    """Refused at the next call, again and again."""
-    model = net()
-    first, second = o.SGD(matrices(model), lr=0.1), o.Adam(vectors(model))
-    opt = apo.APO(model, [first, second], F.cross_entropy)
-    second.add_param_group({"params": matrices(model)[:1]})
-    backward(model, batches(1)[0])
-    before = weights(model)
-    for _ in range(2):
-        with pytest.raises(ValueError, match=r"0.weight is in more than one group; give it to one optimizer"):
-            opt.step(batch=batches(1)[0])
-    assert weights(model) == before

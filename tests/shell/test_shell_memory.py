@@ -56,8 +56,7 @@ def test_flat_over_a_thousand_steps(build: Any) -> None:
     assert len(opt.record) == 110
 
 
-@pytest.mark.parametrize("by", ["global", "parameter"])
-@pytest.mark.parametrize("lookahead", ["no-momentum", "step"])
+@pytest.mark.parametrize(("by", "lookahead"), [("global", "no-momentum"), ("parameter", "step")])
 @pytest.mark.parametrize("build", BASES.values(), ids=BASES)
 def test_no_graph_survives_a_step(build: Any, lookahead: Any, by: str) -> None:
     """Neither in what lives, nor in cycles that wait for the collector."""
@@ -68,7 +67,7 @@ def test_no_graph_survives_a_step(build: Any, lookahead: Any, by: str) -> None:
     before = {id(t) for t in tensors() if t.grad_fn is not None}
     gc.disable()
     try:
-        for batch in batches(5):
+        for batch in batches(3):
             opt.zero_grad()
             backward(model, batch)
             opt.step(batch=batch)

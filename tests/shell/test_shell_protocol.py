@@ -77,6 +77,17 @@ def test_the_other_batch_is_that_of_the_call_before() -> None:
     assert seen == [sums[4], sums[2], sums[4]]
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_outputs_on_the_other_batch_share_one_dropout_mask(given: bool) -> None:
+    """A step of next to nothing changes next to nothing."""
+    still = apo.Gradient(o.SGD, lr=0.0, every=1)
+    model, opt = shell(still, lr=1e-6, objective=apo.Proximal(fsd=1.0))
+    data = batches(3)
+    call(model, opt, data[0])
+    call(model, opt, data[1], **({"other": data[2]} if given else {}))
+    assert 0.0 < opt.record[1]["fsd"] < 1e-8
+
+
 def test_the_other_batch_is_kept_for_one_call_only() -> None:
     """One call before the meta-step fed nothing: its term is skipped, and counted."""
     model, opt = shell(objective=apo.Proximal(fsd=0.5))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import apo
-from tests.shell.helpers import backward, batches, matrices, net, train, vectors
+from tests.shell.helpers import backward, batches, matrices, net, train, vectors, weights
 
 o = torch.optim
 FAST = apo.Gradient(o.SGD, lr=3.0, every=1)
@@ -225,3 +225,17 @@ def test_an_offset_that_explodes_leaves_numbers_finite() -> None:
             with torch.no_grad():
                 for p in model.parameters():
                     p.nan_to_num_(0.0, 0.0, 0.0).clamp_(-1.0, 1.0)
+
+
+def test_the_same_parameter_in_a_later_group_of_another_base() -> None:
+    """Refused at the next call, again and again."""
+    model = net()
+    first, second = o.SGD(matrices(model), lr=0.1), o.Adam(vectors(model))
+    opt = apo.APO(model, [first, second], F.cross_entropy)
+    second.add_param_group({"params": matrices(model)[:1]})
+    backward(model, batches(1)[0])
+    before = weights(model)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"0.weight is in more than one group; give it to one optimizer"):
+            opt.step(batch=batches(1)[0])
+    assert weights(model) == before
