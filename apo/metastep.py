@@ -18,6 +18,7 @@ from apo.record import Row
 from apo.stepping import Step
 from apo.tuning import Tuning
 
+NOTHING_FED = "lr is not being tuned: pass batch= to step(), or feed() a batch, whenever opt.due is true"
 SKIPPED = "the objective or its gradient is not finite: the meta-step is skipped"
 TOO_SMALL = "the step is too small to change any weight in its dtype, so it cannot be judged: raise lr"
 CANCELLED = 1e3 * torch.finfo(torch.float32).eps

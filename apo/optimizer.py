@@ -25,7 +25,7 @@ from apo.evaluation import Evaluate, Evaluation, Fed, unwrapped
 from apo.gradient import Gradient
 from apo.hypers import parse_tune
 from apo.meta import parse_meta
-from apo.metastep import SKIPPED, MetaStep
+from apo.metastep import NOTHING_FED, SKIPPED, MetaStep
 from apo.newton import Newton
 from apo.proximal import Proximal
 from apo.record import Record
@@ -185,9 +185,7 @@ class APO(Combined):
         self._arm()
 
     def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state and groups; what the tuning knows is in the groups, as plain numbers.
-
-        The record is not in it: write that to a file of its own.
+        """The base optimizer's state and groups; what the tuning knows is in the groups, as plain numbers. No record.
 
         Returns:
             A dict that ``torch.load(..., weights_only=True)`` accepts.
@@ -248,7 +246,7 @@ class APO(Combined):
             base.step(values)
         self._counts.steps += 1
         self._counts.counted += moving and any(rate > 0.0 for rate in self._rates)
-        return _NOTHING_FED if meta_step else None
+        return NOTHING_FED if meta_step else None
 
     def _meta_step(self, feeds: Sequence[Fed], others: Sequence[Fed]) -> str | None:
         counts = self._counts
@@ -299,6 +297,3 @@ class APO(Combined):
         """Write factors and effective learning rates into the groups, as plain floats."""
         for group, factor, rate in zip(self.param_groups, self._tuning.factors(), self._rates, strict=True):
             group["lr_factor"], group["effective_lr"] = factor, rate
-
-
-_NOTHING_FED = "lr is not being tuned: pass batch= to step(), or feed() a batch, whenever opt.due is true"

@@ -97,15 +97,18 @@ class Base(ABC):
         return all(bool(torch.isfinite(param.grad).all()) for *_, param in self.moving() if param.grad is not None)
 
     def backup(self) -> Callable[[], None]:
-        """Save the weights that would move and the optimizer's state; the returned function puts them back."""
-        state, weights = self.optimizer.state, [(param, param.detach().clone()) for *_, param in self.moving()]
+        """Save what a step may change: weights, their gradients, the state; the returned function puts it back."""
+        state = self.optimizer.state
+        kept = [
+            (tensor, tensor.detach().clone()) for *_, p in self.moving() for tensor in (p, p.grad) if tensor is not None
+        ]
         params = {param for group in self.optimizer.param_groups for param in group["params"]}
         saved = {p: {key: _clone(value) for key, value in state[p].items()} for p in params if p in state}
 
         def restore() -> None:
             with torch.no_grad():
-                for param, weight in weights:
-                    param.copy_(weight)
+                for tensor, value in kept:
+                    tensor.copy_(value)
             for param in params:
                 state.pop(param, None)
             state.update(saved)
