@@ -45,7 +45,8 @@ METAS = {
 @pytest.fixture(scope="module")
 def digits() -> list[Batch]:
     """The bundled digits in batches of 64."""
-    datasets = pytest.importorskip("sklearn.datasets")
+    from sklearn import datasets
+
     data = datasets.load_digits()
     x, y = torch.tensor(data.data, dtype=torch.float32) / 16.0, torch.tensor(data.target)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))

@@ -86,7 +86,6 @@ def test_a_plot(ending: str, by: str, tmp_path: Path) -> None:
 
 
 def test_no_plot_without_rows(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     with pytest.raises(ValueError, match="the record is empty: no meta-step has been taken yet"):
         apo.Record().plot(tmp_path / "record.png")
     apo.Record().to_csv(tmp_path / "record.csv")
