@@ -70,14 +70,14 @@ def whole(name: str, value: Any) -> None:
 
 
 def function(**arguments: Any) -> None:
-    """Raise if an argument is neither a function nor None.
+    """Raise if an argument is neither a function nor None; a class is none, its instances may be.
 
     Raises:
         TypeError: If one is not.
     """
     for name, value in arguments.items():
-        if value is not None and not callable(value):
-            raise TypeError(f"{name}={value!r} must be a function or None")
+        if value is not None and (isinstance(value, type) or not callable(value)):
+            raise TypeError(f"{name}={value!r} must be a function (an instance, not a class) or None")
 
 
 def instance(name: str, value: Any, kind: type, wanted: str) -> None:

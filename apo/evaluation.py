@@ -191,7 +191,8 @@ class Evaluation:
             return batch["labels"]
         if isinstance(batch, Sequence) and len(batch) == 2:
             return batch[1]
-        raise TypeError(f"no targets in {describe(batch)}: pass target=, a function from a batch to its targets")
+        size = f" of {len(batch)}" if isinstance(batch, Sequence) else ""
+        raise TypeError(f"no targets in {describe(batch)}{size}: pass target=, a function from a batch to its targets")
 
     def _targets(self, batch: Any, objective: Proximal) -> Any:
         return self._target(batch) if objective.needs_targets else None

@@ -39,6 +39,7 @@ class Tune:
         low: No tuned value goes below this, in the hyperparameter's own units.
         high: No tuned value goes above this, likewise.
         max_change: The largest factor by which a meta-step may change it (of the odds, for a hyperparameter in (0, 1)).
+            Without it an exponent changes by 1.02 at most, and anything else without limit.
         force: Allow a hyperparameter that a one-step objective cannot judge, such as momentum.
 
     Raises:
@@ -91,8 +92,9 @@ class Tune:
         Returns:
             The offset.
         """
-        if self.max_change is not None and old is not None:
-            reach = math.log(self.max_change)
+        change = self.max_change or domain.pace
+        if change is not None and old is not None:
+            reach = math.log(change)
             offset = min(max(offset, old - reach), old + reach)
         for bound, nearest in ((self.low, max), (self.high, min)):
             if bound is not None:

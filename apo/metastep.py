@@ -20,6 +20,7 @@ from apo.tuning import Tuning
 
 NOTHING_FED = "lr is not being tuned: pass batch= to step(), or feed() a batch, whenever opt.due is true"
 SKIPPED = "the objective or its gradient is not finite: the meta-step is skipped"
+NO_GRADIENT = "no parameter has a gradient, so there is no step to judge: call zero_grad() after step(), not before"
 TOO_SMALL = "the step is too small to change any weight in its dtype, so it cannot be judged: raise lr"
 CANCELLED = 1e3 * torch.finfo(torch.float32).eps
 """A relative difference of two losses below this is rounding."""
@@ -119,6 +120,8 @@ class MetaStep:
     @property
     def too_small(self) -> str | None:
         """What to say if nothing moved although there are gradients and learning rates."""
+        if not self._step.gradient:
+            return NO_GRADIENT
         pushed = any(bool(torch.any(grad != 0)) for grad in self._step.gradient.values())
         return TOO_SMALL if pushed and any(self.rates) else None
 

@@ -143,6 +143,8 @@ class APO(Combined):
             What the closure returned.
         """
         self._link()
+        if closure is not None and not callable(closure):
+            raise TypeError("the first argument of step is a closure; a batch goes by name: step(batch=...)")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -187,8 +189,7 @@ class APO(Combined):
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state and groups; what the tuning knows is in the groups, as plain numbers. No record.
 
-        Returns:
-            A dict that ``torch.load(..., weights_only=True)`` accepts.
+        ``torch.load(..., weights_only=True)`` accepts it.
         """
         self._link()
         numbers = {**vars(self._counts), "frozen": int(self._frozen), **self._tuning.numbers()}

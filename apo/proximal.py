@@ -39,8 +39,9 @@ class Proximal:
         discrepancy: "squared_error", "kl", "bregman", "gauss_newton", or a function ``D(new, old)`` that returns [] or
             [B], zero with zero gradient at equality.
         loss_model: "exact" for the loss at θ', or "linear" for its first-order Taylor polynomial at θ (paper, Eq. 4).
-        lookahead: "no-momentum" judges the step without the momentum of the base optimizer, "step" the step itself.
-            They are the same wherever there is no momentum.
+        lookahead: "no-momentum" judges the step without the momentum of the base optimizer, as the paper does, "step"
+            the step itself; they are the same wherever there is no momentum. "auto" is "no-momentum" where momentum is
+            an average of gradients (the Adam family) and "step" where it adds them up (SGD).
         other_fraction: The leading fraction of B' on which the discrepancy is measured, in (0, 1].
 
     Raises:
@@ -52,7 +53,7 @@ class Proximal:
     wsd: Schedule = 0.0
     discrepancy: str | Discrepancy = "squared_error"
     loss_model: Literal["exact", "linear"] = "exact"
-    lookahead: Judged = "no-momentum"
+    lookahead: Judged = "auto"
     other_fraction: float = 1.0
 
     def __post_init__(self) -> None:
@@ -61,7 +62,7 @@ class Proximal:
             if not callable(getattr(self, name)):
                 real(name, getattr(self, name))
         choice("loss_model", self.loss_model, ("exact", "linear"))
-        choice("lookahead", self.lookahead, ("no-momentum", "step"))
+        choice("lookahead", self.lookahead, ("auto", "no-momentum", "step"))
         if not callable(self.discrepancy):
             choice("discrepancy", self.discrepancy, tuple(BY_NAME))
         real("other_fraction", self.other_fraction, high=1.0, ends="(]")
@@ -220,7 +221,9 @@ def lookahead(rule: Rule[S, H], params: Params, grads: Params, state: S, hypers:
     Returns:
         θ', ξ' (both detached), and the pullback, which may be called any number of times.
     """
-    inputs = [h.detach().clone().requires_grad_() for h in leaves(hypers)]
+    # Plain numbers are welcome, too.
+    inputs = [torch.as_tensor(h, dtype=getattr(h, "dtype", torch.float64)) for h in leaves(hypers)]
+    inputs = [h.detach().clone().requires_grad_() for h in inputs]
     fixed = {key: p.detach() for key, p in params.items()}
     slopes = {key: g.detach() for key, g in grads.items()}
     with torch.enable_grad():

@@ -19,8 +19,9 @@ from torch import Tensor
 Params = dict[str, Tensor]
 """Tensors by parameter name, as in ``dict(model.named_parameters())``; gradients and displacements too."""
 
-Judged = Literal["no-momentum", "step"]
-"""Which step a hyperparameter is judged by: the one without the base optimizer's momentum, or the step itself."""
+Judged = Literal["auto", "no-momentum", "step"]
+"""Which step a hyperparameter is judged by: the one without the base optimizer's momentum, or the step itself.
+"auto" is the first where momentum is an average of gradients (Adam), the second where it adds them up (SGD)."""
 
 S = TypeVar("S", bound=tuple[Any, ...])
 H = TypeVar("H", bound=tuple[Any, ...])
@@ -36,6 +37,8 @@ class Domain(NamedTuple):
         unconstrain: Its inverse.
         one_step: Whether a one-step objective can judge the hyperparameter. False for averaging coefficients
             (momentum, betas), whose effect takes many steps to show.
+        pace: The largest factor by which a meta-step changes the hyperparameter unless the user says otherwise; None
+            for no limit.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Domain(NamedTuple):
     constrain: Callable[[Tensor], Tensor]
     unconstrain: Callable[[Tensor], Tensor]
     one_step: bool = True
+    pace: float | None = None
 
 
 class Rule(NamedTuple, Generic[S, H]):

@@ -70,8 +70,12 @@ class Base(ABC):
 
         Args:
             values: Effective hyperparameters.
-            judged: "no-momentum" or "step".
+            judged: Whether momentum is left out of the step that is judged.
         """
+
+    def without_momentum(self, judged: Judged) -> bool:
+        """Whether steps are judged without their momentum."""
+        return judged == "no-momentum" or (judged == "auto" and self.build_up() == 1.0)
 
     @abstractmethod
     def build_up(self) -> float:

@@ -75,9 +75,11 @@ def named(model: nn.Module, params: Sequence[Tensor]) -> dict[Tensor, str]:
     """The names of parameters: the model's own, or "extra.0", "extra.1", ... for those that are not in it.
 
     Raises:
-        ValueError: If a parameter is there twice.
+        ValueError: If a parameter is there twice, or none is the model's.
     """
     known: dict[Tensor, str] = {param: name for name, param in model.named_parameters()}
+    if not any(param in known for param in params):
+        raise ValueError("none of the optimizer's parameters is the model's: were they made for another model?")
     taken = set(known.values())
     fresh = (f"extra.{number}" for number in itertools.count())
     names = {param: known[param] if param in known else next(n for n in fresh if n not in taken) for param in params}

@@ -17,6 +17,7 @@ import torch
 RATES = (1e-3, 3e-2, 3.0)
 WARM_UPS = (5, 30)
 TOLERANCE = 1e-8
+ADVICE = "; if you know that it is linear, pass assume_linear=True"
 
 
 def why_not_linear(optimizer: torch.optim.Optimizer) -> str | None:
@@ -29,6 +30,9 @@ def why_not_linear(optimizer: torch.optim.Optimizer) -> str | None:
         A sentence for an error message, or None if every group's step is linear in its learning rate.
     """
     name = type(optimizer).__name__
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        return f"{name} evaluates the loss within its step, which therefore is not proportional to its lr"
     seen: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         options = {key: value for key, value in group.items() if key in optimizer.defaults and key != "lr"}
@@ -39,9 +43,15 @@ def why_not_linear(optimizer: torch.optim.Optimizer) -> str | None:
             try:
                 linear = all(_linear_after(type(optimizer), options, rate, warm_up) for warm_up in WARM_UPS)
             except Exception as error:
-                return f"a toy {name} could not be built and stepped to see whether its step is linear in lr ({error})"
+                if "sparse" in str(error).lower():
+                    return f"{name} takes sparse gradients, which cannot be judged"
+                return (
+                    f"a toy {name} could not be built and stepped to see if its step is linear in lr ({error}){ADVICE}"
+                )
             if not linear:
-                return f"the step of {name} is not proportional to its lr, so its lr cannot be judged by its step"
+                return (
+                    f"the step of {name} is not proportional to its lr, so its lr cannot be judged by its step{ADVICE}"
+                )
     return None
 
 

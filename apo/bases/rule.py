@@ -106,7 +106,7 @@ class RuleBase(Base):
     def take(self, values: Values, judged: Judged) -> Taken:
         """Take the step; its pullback is the tape of the rule."""
         rule, done = self.optimizer.rule, []
-        judge = momentum_free(rule) if judged == "no-momentum" else rule
+        judge = momentum_free(rule) if self.without_momentum(judged) else rule
         gradient: Params = {}
         before: Params = {}
         delta: Params = {}

@@ -36,9 +36,9 @@ class TorchBase(Base):
         super().__init__(optimizer, tune, names)
         reason = None if assume_linear or not tune else why_not_linear(optimizer)
         if reason:
-            raise ValueError(f"{reason}; if you know that it is linear, pass assume_linear=True")
+            raise ValueError(reason)
         unknown = type(optimizer) not in BY_CLASS and any(momentum(g) for g in optimizer.param_groups)
-        if tune and unknown and judged == "no-momentum":
+        if tune and unknown and judged != "step":
             warnings.warn(
                 f"the momentum of {type(optimizer).__name__} cannot be told from its step, so the step itself is "
                 "judged, momentum included; objective=apo.Proximal(lookahead='step') says the same without a warning",
@@ -62,7 +62,7 @@ class TorchBase(Base):
         # With foreach, SGD leaves g + μv in the place of a gradient g under nesterov.
         gradient = {n: _gradient(p).clone() if g.get("nesterov") else _gradient(p) for _, g, n, p in moving}
         self._step(values, before)
-        direction = BY_CLASS.get(type(self.optimizer)) if judged == "no-momentum" else None
+        direction = BY_CLASS.get(type(self.optimizer)) if self.without_momentum(judged) else None
         delta: Params = {}
         distinct = False
         for index, group, name, param in moving:

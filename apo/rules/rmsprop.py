@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from apo.domains import AVERAGING, POSITIVE, hyper
+from apo.domains import AVERAGING, EXPONENT, POSITIVE, hyper
 from apo.lifting import elementwise
 from apo.types import Rule
 
@@ -89,7 +89,7 @@ def rmsprop(
         alpha=hyper("alpha", alpha, below=1.0),
         weight_decay=hyper("weight_decay", weight_decay),
     )
-    domains = {"lr": POSITIVE, "rho": POSITIVE, "eps": POSITIVE, "alpha": AVERAGING, "weight_decay": POSITIVE}
+    domains = {"lr": POSITIVE, "rho": EXPONENT, "eps": POSITIVE, "alpha": AVERAGING, "weight_decay": POSITIVE}
     return elementwise(
         partial(init, bias_correction=bias_correction),
         partial(step, decay=weight_decay != 0.0),

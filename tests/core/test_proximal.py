@@ -139,7 +139,7 @@ def test_takes_any_number_as_a_weight(value: Any) -> None:
         ({"discrepancy": "mse"}, "discrepancy='mse' is not one of 'squared_error', 'kl', 'bregman', 'gauss_newton'"),
         ({"discrepancy": None}, "discrepancy=None is not one of 'squared_error', 'kl', 'bregman', 'gauss_newton'"),
         ({"loss_model": "quadratic", "wsd": 1.0}, "loss_model='quadratic' is not one of 'exact', 'linear'"),
-        ({"lookahead": "momentum"}, "lookahead='momentum' is not one of 'no-momentum', 'step'"),
+        ({"lookahead": "momentum"}, "lookahead='momentum' is not one of 'auto', 'no-momentum', 'step'"),
         ({"other_fraction": 0.0}, "other_fraction=0.0 is not in (0, 1]"),
         ({"other_fraction": 1.5}, "other_fraction=1.5 is not in (0, 1]"),
         ({"other_fraction": math.nan}, "other_fraction=nan is not in (0, 1]"),
@@ -187,3 +187,14 @@ def test_refuses_an_objective_that_is_no_scalar_of_the_parameters(bad: Any) -> N
     problem, rule = mlp(), apo.sgd()
     with pytest.raises(ValueError, match=r"^the objective must return a 0-d tensor that depends on its argument, not "):
         apo.hypergradient(rule, bad, problem.params, {}, rule.init(problem.params), rule.hypers)
+
+
+def test_plain_numbers_will_do_for_hyperparameters() -> None:
+    problem = mlp()
+    rule = apo.rmsprop(lr=1e-2)
+    state = rule.init(problem.params)
+    _, grads = value_and_grad(problem.loss, problem.params)
+    plain = rule.hypers._replace(lr=3e-2)
+    exact = rule.hypers._replace(lr=torch.tensor(3e-2, dtype=torch.float64))
+    found = [apo.hypergradient(rule, problem.loss, problem.params, grads, state, h) for h in (plain, exact)]
+    assert found[0] == found[1]

@@ -30,11 +30,26 @@ TYPES: dict[str, tuple[Callable[[], Any], str]] = {
     "base-factory": (lambda: apo.APO(net(), apo.sgd), "base=.*sgd.* must be a rule"),
     "apo": (lambda: apo.APO(m := net(), apo.APO(m, sgd(m))), "an apo.APO already: wrap the optimizer inside it"),
     "apo-list": (lambda: apo.APO(m := net(), [apo.APO(m, sgd(m))]), "an apo.APO already"),
-    "loss": (lambda: apo.APO(m := net(), sgd(m), "mse"), "loss='mse' must be a function or None"),
-    "forward": (lambda: apo.APO(m := net(), sgd(m), forward=1), "forward=1 must be a function or None"),
-    "target": (lambda: apo.APO(m := net(), sgd(m), target=1), "target=1 must be a function or None"),
-    "evaluate": (lambda: apo.APO(m := net(), sgd(m), evaluate=1), "evaluate=1 must be a function or None"),
-    "relative": (lambda: apo.APO(m := net(), sgd(m), relative=0.5), "relative=0.5 must be a function or None"),
+    "loss": (
+        lambda: apo.APO(m := net(), sgd(m), "mse"),
+        "loss='mse' must be a function \\(an instance, not a class\\) or None",
+    ),
+    "forward": (
+        lambda: apo.APO(m := net(), sgd(m), forward=1),
+        "forward=1 must be a function \\(an instance, not a class\\) or None",
+    ),
+    "target": (
+        lambda: apo.APO(m := net(), sgd(m), target=1),
+        "target=1 must be a function \\(an instance, not a class\\) or None",
+    ),
+    "evaluate": (
+        lambda: apo.APO(m := net(), sgd(m), evaluate=1),
+        "evaluate=1 must be a function \\(an instance, not a class\\) or None",
+    ),
+    "relative": (
+        lambda: apo.APO(m := net(), sgd(m), relative=0.5),
+        "relative=0.5 must be a function \\(an instance, not a class\\) or None",
+    ),
     "objective": (lambda: apo.APO(m := net(), sgd(m), objective=0.1), r"objective=0.1 must be an apo.Proximal"),
     "tune": (lambda: apo.APO(m := net(), sgd(m), tune="lr"), "tune='lr' must be a dict from hyperparameter names"),
     "tune-key": (lambda: apo.APO(m := net(), sgd(m), tune={1: "global"}), "must be a dict from hyperparameter names"),

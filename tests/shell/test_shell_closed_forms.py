@@ -47,6 +47,7 @@ GRADIENT = HESSIAN @ START
 
 def point(base: Callable[[nn.Module], Any], **options: Any) -> tuple[Point, apo.APO]:
     model = Point(HESSIAN, START)
+    options = {"objective": apo.Proximal(lookahead="no-momentum"), **options}
     opt = apo.APO(model, base(model), evaluate=lambda m, b: (m(b), m(b)), **options)
     return model, opt
 
@@ -68,7 +69,7 @@ every_base = pytest.mark.parametrize("base", BASES.values(), ids=BASES)
 @every_base
 def test_newton_is_there_after_one_meta_step(base: Any, wsd: float) -> None:
     """GᵀG / Gᵀ(H + λI)G, with momentum too, as it stays out of the judgement."""
-    model, opt = point(base, objective=apo.Proximal(wsd=wsd), meta=apo.Newton(every=1, **FREE))
+    model, opt = point(base, objective=apo.Proximal(wsd=wsd, lookahead="no-momentum"), meta=apo.Newton(every=1, **FREE))
     best = GRADIENT @ GRADIENT / (GRADIENT @ HESSIAN @ GRADIENT + wsd * GRADIENT @ GRADIENT)
     hold_point(model, opt, 1)
     assert opt.hypers()["lr"] == pytest.approx(best.item(), rel=1e-9)
@@ -80,7 +81,7 @@ def test_newton_is_there_after_one_meta_step(base: Any, wsd: float) -> None:
 @every_base
 def test_the_paper_ends_within_its_two_cycle(base: Any, wsd: float) -> None:
     meta = apo.Gradient(torch.optim.RMSprop, lr=0.1, every=1)
-    model, opt = point(base, objective=apo.Proximal(wsd=wsd), meta=meta)
+    model, opt = point(base, objective=apo.Proximal(wsd=wsd, lookahead="no-momentum"), meta=meta)
     best = GRADIENT @ GRADIENT / (GRADIENT @ HESSIAN @ GRADIENT + wsd * GRADIENT @ GRADIENT)
     hold_point(model, opt, 300)
     assert opt.hypers()["lr"] == pytest.approx(best.item(), rel=0.06)

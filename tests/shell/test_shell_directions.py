@@ -119,7 +119,8 @@ def test_the_objective_is_evaluated_where_the_step_without_momentum_leads(build:
     """And the live weights come back exactly; to a rule its gradient still belongs to θ."""
     model = Watch(net(dropout=0.0))
     meta = apo.Gradient(o.SGD, lr=0.0, every=1)
-    opt = apo.APO(model, build(model), F.cross_entropy, meta=meta)
+    objective = apo.Proximal(lookahead="no-momentum")
+    opt = apo.APO(model, build(model), F.cross_entropy, meta=meta, objective=objective)
     for batch in batches(3):
         opt.zero_grad()
         F.cross_entropy(model(batch[0]), batch[1]).backward()
@@ -163,3 +164,32 @@ def test_a_torch_optimizer_beside_a_rule_whose_eps_alone_is_tuned() -> None:
     F.cross_entropy(twin(x), y).backward()
     bare.step()
     assert weights(twin[5]) == weights(model[5])
+
+
+@pytest.mark.parametrize(
+    ("build", "free"),
+    [
+        (lambda m: o.SGD(m.parameters(), lr=0.1, momentum=0.9), False),
+        (lambda m: o.RMSprop(m.parameters(), lr=1e-2, momentum=0.9), False),
+        (lambda m: apo.sgd(lr=0.1, momentum=0.9), False),
+        (lambda m: o.AdamW(m.parameters(), lr=1e-2), True),
+        (lambda m: o.NAdam(m.parameters(), lr=1e-2), True),
+        (lambda m: o.Adamax(m.parameters(), lr=1e-2), True),
+        (lambda m: apo.adamw(lr=1e-2), True),
+    ],
+)
+def test_momentum_is_left_out_by_default_where_it_is_an_average(build: Any, free: bool) -> None:
+    """And judged where it adds gradients up: left out, it would make SGD's step 1 / (1 − μ) times too long."""
+    slopes = {}
+    for lookahead in ("auto", "no-momentum", "step"):
+        model = net(dropout=0.0)
+        objective = apo.Proximal(lookahead=lookahead)
+        meta = apo.Gradient(o.SGD, lr=0.0, every=1)
+        opt = apo.APO(model, build(model), F.cross_entropy, meta=meta, objective=objective)
+        for batch in batches(4):
+            opt.zero_grad()
+            F.cross_entropy(model(batch[0]), batch[1]).backward()
+            opt.step(batch=batch)
+        slopes[lookahead] = opt.record.column("slope")
+    assert slopes["no-momentum"] != slopes["step"]
+    assert slopes["auto"] == slopes["no-momentum" if free else "step"]

@@ -238,3 +238,23 @@ def test_a_batch_of_its_own_kind_survives_the_cut() -> None:
     assert isinstance(pair, Pair)
     assert (len(pair.x), pair.y.item()) == (2, 3)
     assert head({"a": [torch.arange(4)], "b": "text"}, 0.5)["b"] == "text"
+
+
+def test_mistakes_that_would_be_silent() -> None:
+    model, another = plain(), plain(1)
+    with pytest.raises(ValueError, match=r"none of the optimizer's parameters is the model's"):
+        apo.APO(model, o.SGD(another.parameters(), lr=0.1), F.cross_entropy)
+    with pytest.raises(TypeError, match=r"an instance, not a class"):
+        apo.APO(model, o.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss)
+    opt = apo.APO(model, o.SGD(model.parameters(), lr=0.1), F.cross_entropy)
+    with pytest.raises(TypeError, match=r"a batch goes by name: step\(batch=\.\.\.\)"):
+        opt.step(batches(1)[0])
+
+
+def test_an_exponent_that_is_tuned_with_the_defaults_does_no_harm() -> None:
+    """Moved like a learning rate, by a factor e at once, it ends a run in a few steps."""
+    model = plain()
+    opt = apo.APO(model, apo.rmsprop(lr=1e-3), F.cross_entropy, tune={"lr": "global", "rho": "global"})
+    losses = train(model, opt, batches(300, size=32))
+    assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
+    assert 0.3 < opt.hypers()["rho"] < 1.0

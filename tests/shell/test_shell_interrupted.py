@@ -189,8 +189,8 @@ def test_a_bad_batch_leaves_the_optimizers_alone(base: Base) -> None:
     before = everything(model, opt)
     for bad, reason in (
         ((torch.ones(4, 5), batch[1]), "mat1 and mat2"),
-        (batch[:1], r"no targets in a tuple: pass target="),
-        ([batch[0]], r"no targets in a list: pass target="),
+        (batch[:1], r"no targets in a tuple of 1: pass target="),
+        ([batch[0]], r"no targets in a list of 1: pass target="),
         (batch[0], r"a batch must be a sequence or a mapping, not shape \(12, 6\); pass forward="),
         (7, "a batch must be a sequence or a mapping, not a int"),
     ):

