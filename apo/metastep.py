@@ -31,7 +31,7 @@ class Verdict:
     """What the objective says of a step.
 
     Attributes:
-        loss: L_B(θ').
+        loss: L_B(θ'), or gᵀΔ where the loss is linearised.
         fsd: λ_FSD times the mean discrepancy.
         wsd: λ_WSD times ½‖θ' − θ‖².
         start: Slopes at the beginning of the step.
@@ -102,7 +102,7 @@ class MetaStep:
         try:
             self._take()
             slope = _along(self._step.pullback(here.gradient)) if searching else math.nan
-            if self._step.moved and math.isfinite(slope) and math.isfinite(self._start()):
+            if math.isfinite(slope) and math.isfinite(self._start()) and self._step.moved:
                 self._search(slope)
                 # Taken anew, not rescaled: a step too small for the weights' precision would keep its rounding.
                 for restore in backups:
@@ -208,7 +208,7 @@ class MetaStep:
             if self._wsd:
                 gradient[name] = gradient.get(name, 0.0) + self._wsd * step.scale * delta
         start, end = step.pullback(step.gradient), step.pullback(gradient)
-        loss = _along(start) if linear else found.loss
+        loss = step.linear_change() if linear else found.loss
         verdict = Verdict(loss, found.fsd, self._wsd * step.wsd(step.scale), start, end)
         matters = isinstance(self._tuning.meta, Newton) or any(ratio != 1.0 for ratio in self._ratios)
         if matters and not linear and any(fed.conditions is None for fed in self._feeds):

@@ -11,12 +11,13 @@ Row = dict[str, float]
 class Record:
     """Rows of floats, one a meta-step.
 
-    Columns, where they apply: ``step`` (steps taken before), ``objective`` (Q), ``loss`` (L_B at θ'), ``fsd`` and
-    ``wsd`` (the penalties, weighted), ``slope`` and ``curvature`` (of Q along the step, at its start),
-    ``hypergradient_norm`` (in unconstrained coordinates), ``scale`` (of the step that stayed committed, against the
-    one taken), ``evaluations`` (forwards beyond the judgement itself), ``skipped`` (meta-steps skipped so far because
-    of numbers that are not finite), ``without_other`` (those so far that lacked B' for the FSD term), and every tuned
-    hyperparameter as ``hypers()`` names it: its value for the next step.
+    Columns, where they apply: ``step`` (steps taken before), ``objective`` (Q), ``loss`` (L_B at θ', or its change gᵀΔ
+    where it is linearised), ``fsd`` and ``wsd`` (the penalties, weighted), ``slope`` and ``curvature`` (of Q along the
+    step, at its start), ``hypergradient_norm`` (in unconstrained coordinates), ``scale`` (of the step that stayed
+    committed, against the one that the initial learning rate gives), ``evaluations`` (forwards beyond the judgement
+    itself), ``skipped`` (steps and meta-steps skipped so far because of numbers that are not finite),
+    ``without_other`` (meta-steps so far that lacked B' for the FSD term), and every tuned hyperparameter as
+    ``hypers()`` names it: its value for the next step.
     """
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from apo.bases.base import Base, Slopes, Values
-from apo.trees import half_square
+from apo.trees import half_square, inner, total
 from apo.types import Judged, Params
 
 
@@ -47,6 +47,10 @@ class Step:
         for pull in self._pullbacks:
             slopes |= {where: self.scale * slope for where, slope in pull(cotangents).items()}
         return slopes
+
+    def linear_change(self) -> float:
+        """The change of the loss to first order, gᵀΔ, at the scale that stays."""
+        return self.scale * total(inner(self.gradient[name], delta) for name, delta in self.delta.items())
 
     def wsd(self, scale: float) -> float:
         """The weight-space discrepancy of the judged step at a scale, ½‖sΔ‖²."""

@@ -117,3 +117,17 @@ def test_skips_are_counted_in_the_rows() -> None:
     train(model, opt, batches(1))
     assert opt.hypers() != tuned
     assert opt.record[-1]["skipped"] == 3.0
+
+
+def test_a_linearised_loss_is_recorded_as_its_change() -> None:
+    """Whatever is tuned, it is gᵀΔ."""
+    model = net(dropout=0.0)
+    objective = apo.Proximal(wsd=1.0, loss_model="linear")
+    opt = apo.APO(model, apo.rmsprop(lr=1e-2, eps=1e-3), F.cross_entropy, tune={"eps": "global"}, objective=objective)
+    (batch,) = batches(1)
+    F.cross_entropy(model(batch[0]), batch[1]).backward()
+    before = [p.detach().clone() for p in model.parameters()]
+    opt.step(batch=batch)
+    change = sum((p.grad * (p.detach() - q)).sum().item() for p, q in zip(model.parameters(), before, strict=True))
+    assert change < 0.0
+    assert opt.record[0]["loss"] == pytest.approx(change, rel=1e-5)
