@@ -1,14 +1,13 @@
-"""Amortized proximal optimization in fifteen lines of the functional core (004, Algorithm 1), shared by the examples.
+"""Amortized proximal optimization in fifteen lines of the functional core (the paper, Alg. 1), shared by the examples.
 
 Every few steps, ask how the step about to be taken would have served the loss L, had its hyperparameters φ been a
 little different; move them; take the step:
 
-    φ ← φ − meta-step along ∇_φ J(φ),     J(φ) = L(u(θ, g, ξ; φ))          (004 Eq. 11 with λ = 0)
+    φ ← φ − meta-step along ∇_φ J(φ),     J(φ) = L(u(θ, g, ξ; φ))          (the paper, Eq. 11, λ = 0)
     θ ← u(θ, g, ξ; φ)
 
 where u is one step of the base optimizer. Positive hyperparameters move in log φ, so they stay positive and a
-meta-step means the same at every scale. λ = 0 because the problems of these examples are deterministic (004 §5.1).
-"004" is *Amortized Proximal Optimization*.
+meta-step means the same at every scale. λ = 0 because the problems of these examples are deterministic (the paper, §5.1).
 """
 
 import json
@@ -44,7 +43,7 @@ def train(
 ) -> Run:
     """Minimise a loss with a rule, moving hyperparameters every so many steps.
 
-    ``tune`` maps their names to meta learning rates. The meta-optimizer is RMSprop, at 0.1 in the source (004 §5).
+    ``tune`` maps their names to meta learning rates. The meta-optimizer is RMSprop, at 0.1 in the source (the paper, §5).
     """
     losses, history = [], []
     hypers, state = rule.hypers, rule.init(params)

@@ -1,4 +1,4 @@
-"""RMSprop tunes its own learning rate, and its exponent ρ, on a badly conditioned regression (004 §5.1).
+"""RMSprop tunes its own learning rate, and its exponent ρ, on a badly conditioned regression (the paper, §5.1).
 
     python examples/ill_conditioned_regression.py --out runs/ill_conditioned_regression
 

@@ -1,4 +1,4 @@
-"""RMSprop tunes its own learning rate on the Rosenbrock function (004 §5.1, App. D and E).
+"""RMSprop tunes its own learning rate on the Rosenbrock function (the paper, §5.1, App. D and E).
 
     python examples/rosenbrock.py --out runs/rosenbrock
 

@@ -101,7 +101,7 @@ def mean_q(matrix: Tensor, all_grads: Tensor, objective: apo.Proximal, model: An
 
 
 def best_preconditioner(g_matrix: Tensor, fsd: float, wsd: float) -> Tensor:
-    """(λ_FSD G + λ_WSD I)⁻¹, G = E[Jᵀ ∇²D J] (004 Eq. 6)."""
+    """(λ_FSD G + λ_WSD I)⁻¹, G = E[Jᵀ ∇²D J] (the paper, Eq. 6)."""
     return torch.linalg.inv(fsd * g_matrix + wsd * IDENTITY)
 
 

@@ -135,7 +135,7 @@ def test_bregman_by_hand() -> None:
 
 
 def test_newton_at_half() -> None:
-    """Minimising the linearised loss + ½ gauss_newton over the outputs is a Newton step (004 Eq. 16)."""
+    """Minimising the linearised loss + ½ gauss_newton over the outputs is a Newton step (the paper, Eq. 16)."""
     slope, hessian = grad(quartic)(OLD, TARGETS).reshape(-1), jacrev(grad(quartic))(OLD, TARGETS).reshape(12, 12)
     newton = (OLD.reshape(-1) - torch.linalg.solve(hessian, slope)).reshape(4, 3)
     total = slope + 0.5 * grad(gauss_newton)(newton, OLD, quartic, TARGETS).reshape(-1)
