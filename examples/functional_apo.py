@@ -7,7 +7,7 @@ little different; move them; take the step:
     θ ← u(θ, g, ξ; φ)
 
 where u is one step of the base optimizer. Positive hyperparameters move in log φ, so they stay positive and a
-meta-step means the same at every scale. λ = 0 because the problems of these examples are deterministic (the paper, §5.1).
+meta-step means the same at every scale. λ = 0, as the problems of these examples are deterministic (the paper, §5.1).
 """
 
 import json
@@ -43,7 +43,7 @@ def train(
 ) -> Run:
     """Minimise a loss with a rule, moving hyperparameters every so many steps.
 
-    ``tune`` maps their names to meta learning rates. The meta-optimizer is RMSprop, at 0.1 in the source (the paper, §5).
+    ``tune`` maps their names to meta learning rates. The meta-optimizer is RMSprop, at 0.1 in the paper, §5.
     """
     losses, history = [], []
     hypers, state = rule.hypers, rule.init(params)
