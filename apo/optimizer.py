@@ -149,7 +149,7 @@ class APO(Combined):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        fed = [*self._feeds, (batch, 1.0)] if batch is not None else self._feeds
+        fed = [*self._feeds, (batch, 1.0)] if batch is not None and self.due else self._feeds
         seen = self._evaluation.recorder.seen
         conditions = seen if len(seen) == len(fed) else [None] * len(fed)
         feeds = [Fed(detached(b), weight, c) for (b, weight), c in zip(fed, conditions, strict=True)]
@@ -160,7 +160,7 @@ class APO(Combined):
         finally:
             if self._counts.steps > taken:  # an error before the commit leaves everything as it was
                 self._clear()
-                self._show()
+                self._show(self._rates)
         if self._until_meta_step() == 0 and self.objective.fsd != 0.0:
             self._kept = feeds
         if message and message not in self._warned:
@@ -215,8 +215,7 @@ class APO(Combined):
         self._link()
         self._tuning.restore(numbers, offsets=not keep_hypers, searched=bool(plain["state"]))
         self._clear()
-        self._rates = self._tuning.rates(self._tuning.values(self._counts.steps))
-        self._show()
+        self._show(self._tuning.rates(self._tuning.values(self._counts.steps)))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """As it was; the copied recorder, which starts idle, notes forwards again."""
@@ -291,10 +290,9 @@ class APO(Combined):
             base.first = first
         self._tuning.link(self._bases)
         self._shape = shape
-        self._rates = self._tuning.rates(self._tuning.values(self._counts.steps))
-        self._show()
+        self._show(self._tuning.rates(self._tuning.values(self._counts.steps)))
 
-    def _show(self) -> None:
+    def _show(self, rates: Sequence[float]) -> None:
         """Write factors and effective learning rates into the groups, as plain floats."""
-        for group, factor, rate in zip(self.param_groups, self._tuning.factors(), self._rates, strict=True):
+        for group, factor, rate in zip(self.param_groups, self._tuning.factors(), rates, strict=True):
             group["lr_factor"], group["effective_lr"] = factor, rate

@@ -258,3 +258,24 @@ def test_an_exponent_that_is_tuned_with_the_defaults_does_no_harm() -> None:
     losses = train(model, opt, batches(300, size=32))
     assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
     assert 0.3 < opt.hypers()["rho"] < 1.0
+
+
+def test_a_parameter_outside_the_model() -> None:
+    """A loss with a parameter of its own: tuned with the rest, under a name of its own."""
+    model, scale = net(), nn.Parameter(torch.ones(()))
+    base = o.SGD([*model.parameters(), scale], lr=0.1)
+    opt = apo.APO(
+        model,
+        base,
+        lambda z, y: F.cross_entropy(scale * z, y),
+        tune={"lr": "parameter"},
+        meta=apo.Gradient(o.SGD, lr=0.1, every=1),
+    )
+    for x, y in batches(2):
+        opt.zero_grad()
+        F.cross_entropy(scale * model(x), y).backward()
+        grad = scale.grad
+        opt.step(batch=(x, y))
+        assert scale.grad is grad
+    assert "lr/extra.0" in opt.hypers()
+    assert opt.hypers()["lr/extra.0"] != 0.1
