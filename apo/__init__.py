@@ -9,6 +9,7 @@ from apo.optimizer import APO
 from apo.proximal import Proximal, hypergradient, lookahead, momentum_free
 from apo.record import Record
 from apo.rules.adam import adam, adamw
+from apo.rules.quasi_adam import quasi_adam
 from apo.rules.rmsprop import rmsprop
 from apo.rules.sgd import sgd
 from apo.types import Domain, Params, Rule
@@ -34,6 +35,7 @@ __all__ = [
     "lookahead",
     "momentum_free",
     "problems",
+    "quasi_adam",
     "rmsprop",
     "sgd",
 ]

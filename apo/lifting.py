@@ -1,6 +1,6 @@
 """From an update of one tensor to a rule on all of a model's: what most rules are built with."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -35,7 +35,7 @@ def elementwise(
         The rule. Each field of its state is a dict keyed by parameter name.
     """
     return Rule(
-        partial(_init, init),
+        partial(init_each, init),
         partial(_step, update),
         hypers,
         domains,
@@ -43,39 +43,46 @@ def elementwise(
     )
 
 
-def _init(init: Callable[[Tensor], S], params: Params) -> S:
+def init_each(init: Callable[[Tensor], S], params: Params) -> S:
+    """The state of all tensors, from ``init(param) -> state`` for one."""
     blank = init(torch.zeros(()))
-    slices = {key: init(param.detach().to(compute_dtype(param.dtype))) for key, param in params.items()}
-    columns = ({key: s[i] for key, s in slices.items() if s[i] is not None} for i in range(len(blank)))
+    states = {key: init(param.detach().to(compute_dtype(param.dtype))) for key, param in params.items()}
+    columns = ({key: s[i] for key, s in states.items() if s[i] is not None} for i in range(len(blank)))
     return type(blank)(*columns)
 
 
-def _step(
-    update: Callable[[Tensor, Tensor, S, H], tuple[Tensor, S]], params: Params, grads: Params, state: S, hypers: H
-) -> tuple[Params, S]:
-    new_params, fields = dict(params), [dict(field) for field in state]
-    for key, param, grad, old, local in _slices(params, grads, state, hypers):
-        new, after = update(param, grad, old, local)
-        new_params[key] = new.to(params[key].dtype)
-        for field, was, now in zip(fields, old, after, strict=True):
-            if now is not None:
-                field[key] = now.to(was.dtype)
-    return new_params, type(state)(*fields)
-
-
-def _without_momentum(
-    free: Callable[[Tensor, Tensor, S, H], Tensor], params: Params, grads: Params, state: S, hypers: H
-) -> Params:
-    new_params = dict(params)
-    for key, param, grad, old, local in _slices(params, grads, state, hypers):
-        new_params[key] = free(param, grad, old, local).to(params[key].dtype)
-    return new_params
-
-
-def _slices(params: Params, grads: Params, state: S, hypers: H) -> Iterator[tuple[str, Tensor, Tensor, S, H]]:
+def slices(params: Params, grads: Params, state: S, hypers: H) -> Iterator[tuple[str, Tensor, Tensor, S, H]]:
     """What an update sees of each parameter with a gradient: name, parameter, gradient, state, hyperparameters."""
     for key, grad in grads.items():
         dtype = compute_dtype(params[key].dtype)
         slice_ = type(state)(*(field.get(key) for field in state))
         local = type(hypers)(*(h[key] if isinstance(h, dict) else h for h in hypers))
         yield key, params[key].to(dtype), grad.to(dtype), slice_, local
+
+
+def collect(params: Params, state: S, updated: Iterable[tuple[str, Tensor, S]]) -> tuple[Params, S]:
+    """All parameters and their state, given the name, the new parameter and the new state of each that changes."""
+    new_params, fields = dict(params), [dict(field) for field in state]
+    for key, new, after in updated:
+        new_params[key] = new.to(params[key].dtype)
+        for field, now in zip(fields, after, strict=True):
+            if now is not None:
+                field[key] = now.to(field[key].dtype)
+    return new_params, type(state)(*fields)
+
+
+def _step(
+    update: Callable[[Tensor, Tensor, S, H], tuple[Tensor, S]], params: Params, grads: Params, state: S, hypers: H
+) -> tuple[Params, S]:
+    sliced = slices(params, grads, state, hypers)
+    updated = ((key, *update(param, grad, old, local)) for key, param, grad, old, local in sliced)
+    return collect(params, state, updated)
+
+
+def _without_momentum(
+    free: Callable[[Tensor, Tensor, S, H], Tensor], params: Params, grads: Params, state: S, hypers: H
+) -> Params:
+    sliced = slices(params, grads, state, hypers)
+    return collect(
+        params, state, ((key, free(param, grad, old, local), old) for key, param, grad, old, local in sliced)
+    )[0]

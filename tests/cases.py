@@ -23,12 +23,14 @@ class RuleCase(NamedTuple):
         make: The factory of the rule.
         options: What the factory gets.
         twin: ``twin(parameters) -> torch.optim.Optimizer`` with the same options.
+        coupled: Whether the step of a tensor depends on the others'.
     """
 
     name: str
     make: Callable[..., apo.Rule]
     options: dict[str, Any]
     twin: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None
+    coupled: bool = False
 
     def rule(self, **options: Any) -> apo.Rule:
         """The rule, with more options."""
@@ -40,10 +42,10 @@ class RuleCase(NamedTuple):
         return [name for name in rule.hypers._fields if rule.domains[name].contains(getattr(rule.hypers, name).item())]
 
 
-def _row(name: str, make: Callable[..., apo.Rule], twin: Any = None, **options: Any) -> RuleCase:
+def _row(name: str, make: Callable[..., apo.Rule], twin: Any = None, coupled: bool = False, **options: Any) -> RuleCase:
     """A row; ``twin`` is a class of torch with the same options, under the names that torch gives them."""
     if twin is None:
-        return RuleCase(name, make, options)
+        return RuleCase(name, make, options, coupled=coupled)
     renamed = {k: v for k, v in options.items() if k not in ("beta1", "beta2", "rho")}
     if "beta1" in options:
         renamed["betas"] = (options["beta1"], options["beta2"])
@@ -79,6 +81,11 @@ RULES = [
     _row("adamw-defaults", apo.adamw, AdamW),
     _row("adamw", apo.adamw, AdamW, lr=0.02, beta1=0.8, beta2=0.95, eps=1e-3, weight_decay=0.3),
     _row("adamw-no-decay", apo.adamw, AdamW, lr=0.02, beta1=0.8, beta2=0.95, eps=1e-3, weight_decay=0.0),
+    _row("quasi-adam-defaults", apo.quasi_adam, coupled=True),
+    _row("quasi-adam", apo.quasi_adam, coupled=True, lr=0.02, qn_weight=0.6, beta1=0.8, beta2=0.95, eps=1e-3),
+    _row("quasi-adam-tensor", apo.quasi_adam, lr=0.02, qn_weight=0.6, beta1=0.8, eps=1e-3, secant="tensor"),
+    _row("quasi-adam-switch", apo.quasi_adam, coupled=True, lr=0.02, beta1=0.8, eps=1e-3, variant="switch"),
+    _row("quasi-adam-no-pair", apo.quasi_adam, lr=0.02, qn_weight=0.0, beta1=0.8, beta2=0.95, eps=1e-3),
 ]
 
 DOMAINS = {"positive": POSITIVE, "unit_interval": UNIT_INTERVAL, "averaging": AVERAGING}

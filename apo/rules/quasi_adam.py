@@ -1,0 +1,232 @@
+"""Quasi-Adam: Adam's direction plus a quasi-Newton direction from the last two gradients.
+
+    m ← β₁m + (1 − β₁)g          m̂ = m / (1 − β₁ᵗ)
+    v ← β₂v + (1 − β₂)g²         v̂ = v / (1 − β₂ᵗ)
+    θ ← θ − η( m̂ / √(v̂ + ε) + w H g )
+
+η lr, w qn_weight, ε eps. H is the inverse Hessian of BFGS with a memory of one pair, s = θ − θ₋₁ and y = g − g₋₁, on
+H₀ = γI with γ = sᵀy / yᵀy. Its compact form, γI + ΓMΓᵀ with Γ = [s, γy], applied to a vector u is
+
+    H u = γu + (2 sᵀu/sᵀy − yᵀu/yᵀy) s − (sᵀu/yᵀy) y          so that H y = s.
+
+The pair is accepted if sᵀy ≥ 10⁻¹⁰ ‖s‖‖y‖ and positive; else, and at the first step, Adam's direction is the whole one.
+The "switch" variant takes the quasi-Newton direction in the place of Adam's, and applies it to the average:
+
+    θ ← θ − η w H m̂              where the pair is accepted
+    θ ← θ − η m̂ / √(v̂ + ε)       elsewhere
+
+The step without momentum has g in the place of m̂. Source: Ranganath et al., *Quasi-Adam: Accelerating Adam using
+quasi-Newton approximations*, 2024, Eq. 3-5 and 7-10, with w = 1; "switch" is after the code that its authors released.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from apo.checks import choice
+from apo.domains import AVERAGING, POSITIVE, hyper
+from apo.lifting import collect, init_each, slices
+from apo.trees import inner
+from apo.types import Params, Rule
+
+Secant = Literal["global", "tensor"]
+Variant = Literal["sum", "switch"]
+
+ACCEPT = 1e-10
+"""The smallest cosine between s and y of a pair that is used."""
+
+
+class QuasiAdamHypers(NamedTuple):
+    """Hyperparameters, each []: lr in parameter units per step, eps in squared gradient units.
+
+    qn_weight is in inverse parameter units: lr times it is the part of a quasi-Newton step that is taken.
+    """
+
+    lr: Tensor
+    qn_weight: Tensor
+    beta1: Tensor
+    beta2: Tensor
+    eps: Tensor
+
+
+class QuasiAdamState(NamedTuple):
+    """Averages m and v, the parameter and the gradient of the step before, and the number of steps t, [].
+
+    All but t are shaped as the parameter. What was before is None where qn_weight was made 0.
+    """
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    last_param: Tensor | None
+    last_grad: Tensor | None
+    step: Tensor
+
+
+class Part(NamedTuple):
+    """One tensor's part in a step.
+
+    Attributes:
+        param: θ.
+        adam: Adam's direction, shaped as θ.
+        target: The u to which H is applied, likewise.
+        pair: s and y, likewise, zero at the tensor's first step; None where qn_weight was made 0.
+        hypers: The tensor's own hyperparameters.
+        after: Its state after the step.
+    """
+
+    param: Tensor
+    adam: Tensor
+    target: Tensor
+    pair: tuple[Tensor, Tensor] | None
+    hypers: QuasiAdamHypers
+    after: QuasiAdamState
+
+
+def init(param: Tensor, *, pair: bool) -> QuasiAdamState:
+    """State of one tensor before the first step: m = v = 0, t = 0, and nothing of use in the pair."""
+    zeros = [torch.zeros_like(param) for _ in range(4 if pair else 2)]
+    last_param, last_grad = zeros[2:] if pair else (None, None)
+    return QuasiAdamState(zeros[0], zeros[1], last_param, last_grad, torch.zeros((), dtype=torch.float64))
+
+
+def step(
+    params: Params, grads: Params, state: QuasiAdamState, hypers: QuasiAdamHypers, *, secant: Secant, variant: Variant
+) -> tuple[Params, QuasiAdamState]:
+    """One step of all tensors with a gradient."""
+    parts = _parts(params, grads, state, hypers, variant, momentum=True)
+    moved = _moved(parts, secant, variant)
+    return collect(params, state, ((name, moved[name], part.after) for name, part in parts.items()))
+
+
+def without_momentum(
+    params: Params, grads: Params, state: QuasiAdamState, hypers: QuasiAdamHypers, *, secant: Secant, variant: Variant
+) -> Params:
+    """The step with the gradient in the place of its average."""
+    moved = _moved(_parts(params, grads, state, hypers, variant, momentum=False), secant, variant)
+    return params | {name: new.to(params[name].dtype) for name, new in moved.items()}
+
+
+def quasi_adam(
+    lr: float = 1e-3,
+    qn_weight: float = 1.0,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    *,
+    secant: Secant = "global",
+    variant: Variant = "sum",
+) -> Rule[QuasiAdamState, QuasiAdamHypers]:
+    """Quasi-Adam.
+
+    The pair (s, y) is the difference of the parameters and of the raw gradients between two steps, as they were found:
+    a step that somebody shortened or overwrote counts as what it became. A tensor at its first step has none yet, and
+    one without a gradient takes no part; H is then that of the others' pair, and is applied to all gradients there are.
+
+    Args:
+        lr: Learning rate η ≥ 0, in parameter units per step of Adam.
+        qn_weight: Weight w ≥ 0 of the quasi-Newton direction, in inverse parameter units: ηw = 1 is a whole
+            quasi-Newton step. 1 as in the source, which adds up the two directions. With 0 the rule is Adam with ε
+            inside the root, and keeps no pair.
+        beta1: β₁ in [0, 1).
+        beta2: β₂ in [0, 1).
+        eps: ε ≥ 0, inside the root as in the source, in squared gradient units.
+        secant: "global" takes s and y over all tensors together, which under `apo.APO` are those of a parameter group;
+            "tensor" gives each tensor a pair, and an H, of its own.
+        variant: "sum" adds w H g to Adam's direction. "switch" takes w H m̂ instead of Adam's direction where the pair
+            is accepted, m̂ being corrected for its start. So does the code that the authors released, which
+            differs in that w is 1, the pair is each tensor's own, y the difference of the *averages* m, acceptance
+            sᵀy > 0, and ε outside the root.
+
+    Returns:
+        The rule, differentiable in every hyperparameter; the acceptance of a pair depends on none of them. A qn_weight
+        given as 0 is left out of the step for good.
+
+    Raises:
+        TypeError: If a hyperparameter is not a real number.
+        ValueError: If one is outside its set, or an option is not one of those named.
+    """
+    choice("secant", secant, ("global", "tensor"))
+    choice("variant", variant, ("sum", "switch"))
+    hypers = QuasiAdamHypers(
+        lr=hyper("lr", lr),
+        qn_weight=hyper("qn_weight", qn_weight),
+        beta1=hyper("beta1", beta1, below=1.0),
+        beta2=hyper("beta2", beta2, below=1.0),
+        eps=hyper("eps", eps),
+    )
+    domains = {"lr": POSITIVE, "qn_weight": POSITIVE, "beta1": AVERAGING, "beta2": AVERAGING, "eps": POSITIVE}
+    return Rule(
+        partial(init_each, partial(init, pair=qn_weight != 0.0)),
+        partial(step, secant=secant, variant=variant),
+        hypers,
+        domains,
+        partial(without_momentum, secant=secant, variant=variant),
+    )
+
+
+def _parts(
+    params: Params, grads: Params, state: QuasiAdamState, hypers: QuasiAdamHypers, variant: Variant, *, momentum: bool
+) -> dict[str, Part]:
+    """Every tensor's part in the step, with or without its momentum."""
+    parts = {}
+    for name, param, grad, old, own in slices(params, grads, state, hypers):
+        count = old.step + 1.0
+        exp_avg = own.beta1 * old.exp_avg + (1.0 - own.beta1) * grad
+        exp_avg_sq = own.beta2 * old.exp_avg_sq + (1.0 - own.beta2) * grad.square()
+        corrected = exp_avg_sq / (1.0 - own.beta2**count) + own.eps
+        # A root has no finite derivative at zero; where v̂ + ε vanishes so does g, and any positive number will do.
+        root = corrected.clamp_min(torch.finfo(corrected.dtype).tiny).sqrt()
+        mean = exp_avg / (1.0 - own.beta1**count) if momentum else grad
+        pair, last_param, last_grad = None, None, None
+        if old.last_param is not None and old.last_grad is not None:
+            # A product, since a condition on the CPU cannot choose between tensors on an accelerator.
+            begun = (old.step > 0.0).to(param.dtype)
+            pair = begun * (param - old.last_param), begun * (grad - old.last_grad)
+            # Copies, since the owner of parameters and gradients may go on to write into them.
+            last_param, last_grad = param.clone(), grad.clone()
+        after = QuasiAdamState(exp_avg, exp_avg_sq, last_param, last_grad, count)
+        parts[name] = Part(param, mean / root, mean if variant == "switch" else grad, pair, own, after)
+    return parts
+
+
+def _moved(parts: Mapping[str, Part], secant: Secant, variant: Variant) -> Params:
+    """The new parameters."""
+    sharing = [list(parts.values())] if secant == "global" else [[part] for part in parts.values()]
+    directions = itertools.chain.from_iterable(_directions(group, variant) for group in sharing)
+    return {name: p.param - p.hypers.lr * d for (name, p), d in zip(parts.items(), directions, strict=True)}
+
+
+def _directions(parts: Sequence[Part], variant: Variant) -> list[Tensor]:
+    """The directions of tensors that share a pair."""
+    pairs = [part.pair for part in parts if part.pair is not None]
+    if not pairs:
+        return [part.adam for part in parts]
+    products = [
+        (inner(s, y), inner(s, s), inner(y, y), inner(s, part.target), inner(y, part.target))
+        for part, (s, y) in zip(parts, pairs, strict=True)
+    ]
+    sy, ss, yy, su, yu = (_sum(terms) for terms in zip(*products, strict=True))
+    # Below the smallest normal number a product has lost its digits, and a quotient of two could be anything.
+    least = torch.minimum(sy, torch.minimum(ss, yy))
+    accepted = (sy >= ACCEPT * ss.sqrt() * yy.sqrt()) & (least >= torch.finfo(sy.dtype).tiny)
+    # A pair that is left out must not divide by zero, or it would leave NaN in the derivatives.
+    sy, yy = torch.where(accepted, sy, 1.0), torch.where(accepted, yy, 1.0)
+    factors = [torch.where(accepted, f, 0.0) for f in (sy / yy, 2.0 * su / sy - yu / yy, su / yy)]
+    directions = []
+    for part, (s, y) in zip(parts, pairs, strict=True):
+        gamma, along_s, along_y = (factor.to(part.param.device) for factor in factors)
+        newton = part.hypers.qn_weight * (gamma * part.target + along_s * s - along_y * y)
+        if variant == "sum":
+            directions.append(part.adam + newton)
+        else:
+            directions.append(torch.where(accepted.to(part.param.device), newton, part.adam))
+    return directions
+
+
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    """The sum of 0-d tensors, [], on the device of the first."""
+    return sum((term.to(terms[0].device) for term in terms[1:]), start=terms[0])
