@@ -1,7 +1,8 @@
 """Domains of hyperparameters: smooth bijections from the reals, so that a gradient step never leaves the set.
 
 `POSITIVE` is (0, ∞), by exp: learning rates, epsilons, damping, decay strengths. `EXPONENT` is the same set for powers,
-which change a step by orders of magnitude and so move slowly. `UNIT_INTERVAL` is (0, 1), by the logistic function.
+which change a step by orders of magnitude and so move slowly; `DAMPING` for what is added to curvature, likewise.
+`UNIT_INTERVAL` is (0, 1), by the logistic function.
 `AVERAGING` is that set for momentum and betas, which no one-step objective can judge.
 """
 
@@ -27,6 +28,7 @@ POSITIVE = Domain("(0, ∞)", _is_positive, torch.exp, torch.log)
 UNIT_INTERVAL = Domain("(0, 1)", _is_fraction, torch.sigmoid, torch.logit)
 AVERAGING = UNIT_INTERVAL._replace(one_step=False)
 EXPONENT = POSITIVE._replace(pace=1.02)
+DAMPING = POSITIVE._replace(pace=1.05)
 
 
 def hyper(name: str, value: Any, *, below: float = math.inf) -> Tensor:

@@ -7,13 +7,13 @@ would disturb is put back: buffers, ``.grad``, training flags, and the state of 
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from apo.batches import describe, logits
+from apo.batches import describe, detached, logits
 from apo.conditions import Conditions, Recorder, restore_rng, under
 from apo.discrepancies import Loss, check_vanishes
 from apo.proximal import Proximal
@@ -63,6 +63,12 @@ class Evaluation:
         self._checked = False
         self.recorder = Recorder()
         weakref.finalize(self, model.register_forward_pre_hook(self.recorder).remove).atexit = False
+
+    def paired(self, batches: Sequence[tuple[Any, float]]) -> list[Fed]:
+        """Batches and weights, each with the conditions of its forward, if there was one forward for each."""
+        seen = self.recorder.seen
+        conditions = seen if len(seen) == len(batches) else [None] * len(batches)
+        return [Fed(detached(batch), weight, c) for (batch, weight), c in zip(batches, conditions, strict=True)]
 
     def value(self, feeds: Sequence[Fed]) -> float:
         """The weighted mean loss over batches at the live weights."""
@@ -124,6 +130,31 @@ class Evaluation:
             if scale != 1.0:
                 gradient = {name: grad / scale for name, grad in gradient.items()}
         return Judgement(loss, distance, gradient)
+
+    def pull(
+        self,
+        fed: Fed,
+        watching: Callable[[nn.Module], AbstractContextManager[None]],
+        cotangents: Callable[[Tensor], Iterable[Tensor]],
+        seed: int,
+    ) -> None:
+        """Pull cotangents at the outputs on a batch back through the model, for hooks to see the gradients.
+
+        Args:
+            fed: The batch.
+            watching: ``with watching(model)`` is when the hooks are there.
+            cotangents: From the outputs to tensors of their shape.
+            seed: For the random numbers that they draw, which would otherwise be the same at every step of a training
+                that draws none.
+        """
+        with self.undisturbed(), watching(self.model), _aside(self._own()), torch.enable_grad():
+            with under(fed.conditions or self.recorder.now()):
+                outputs = logits(self._outputs(fed.batch))
+            torch.manual_seed(seed)
+            own = set(self._own())
+            with _aside(leaf for leaf in _leaves(outputs) if leaf not in own):
+                for cotangent in cotangents(outputs):
+                    torch.autograd.backward(outputs, cotangent, retain_graph=True)
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:

@@ -27,6 +27,7 @@ from apo.hypers import parse_tune
 from apo.meta import parse_meta
 from apo.metastep import NOTHING_FED, SKIPPED, MetaStep
 from apo.newton import Newton
+from apo.observing import Observing
 from apo.proximal import Proximal
 from apo.record import Record
 from apo.tuning import Tuning
@@ -110,6 +111,7 @@ class APO(Combined):
         super().__init__([base.optimizer for base in self._bases])
         self._evaluation = Evaluation(self._model, self._params, loss, forward, target, evaluate)
         self._tuning = Tuning(how, configured, relative)
+        self._observing = Observing(self._bases, self._evaluation)
         self._shape: list[tuple[int, int]] = []
         self._rates: list[float] = []
         self._link()
@@ -117,8 +119,9 @@ class APO(Combined):
 
     @property
     def due(self) -> bool:
-        """Whether the next step will use a batch: to judge itself, or to serve as the other batch of the one after."""
-        return self._until_meta_step() == 0 or (self._until_meta_step() == 1 and self.objective.fsd != 0.0)
+        """Whether the next step will use a batch: to judge itself or the one after, or to measure curvature."""
+        ahead = 1 if self.objective.fsd != 0.0 else 0
+        return self._until_meta_step() <= ahead or self._observing.wants_batch(self._counts.steps)
 
     def feed(self, batch: Any, weight: float = 1.0) -> None:
         """Hand over a batch that the gradient of the next step is of; call it once for each accumulated batch.
@@ -145,22 +148,20 @@ class APO(Combined):
         self._link()
         if closure is not None and not callable(closure):
             raise TypeError("the first argument of step is a closure; a batch goes by name: step(batch=...)")
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        fed = [*self._feeds, (batch, 1.0)] if batch is not None and self.due else self._feeds
-        seen = self._evaluation.recorder.seen
-        conditions = seen if len(seen) == len(fed) else [None] * len(fed)
-        feeds = [Fed(detached(b), weight, c) for (b, weight), c in zip(fed, conditions, strict=True)]
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        last = [(batch, 1.0)] if batch is not None and self.due else []
+        feeds = self._evaluation.paired([*self._feeds, *last])
         others = [Fed(detached(other), 1.0, None)] if other is not None else self._kept
         taken = self._counts.steps
         try:
             message = self._advance(feeds, others)
         finally:
-            if self._counts.steps > taken:  # an error before the commit leaves everything as it was
+            if self._counts.steps > taken:
                 self._clear()
                 self._show(self._rates)
+            else:  # an error before the commit leaves everything as it was
+                self._observing.undo()
         if self._until_meta_step() == 0 and self.objective.fsd != 0.0:
             self._kept = feeds
         if message and message not in self._warned:
@@ -169,9 +170,9 @@ class APO(Combined):
         return loss
 
     def hypers(self) -> dict[str, float]:
-        """The tuned hyperparameters for the next step, schedules apart.
+        """The tuned hyperparameters for the next step, schedules apart, by label.
 
-        By label: "lr" for a global one ("lr/0", "lr/1" by group where values differ), "lr/<key>" for finer ones.
+        "lr" is a global one ("lr/0", "lr/1" by group where values differ), "lr/<key>" a finer one.
         """
         self._link()
         return self._tuning.hypers()
@@ -187,10 +188,7 @@ class APO(Combined):
         self._arm()
 
     def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state and groups; what the tuning knows is in the groups, as plain numbers. No record.
-
-        ``torch.load(..., weights_only=True)`` accepts it.
-        """
+        """The base optimizer's state and groups; what the tuning knows is in the groups, as plain numbers. No record."""
         self._link()
         numbers = {**vars(self._counts), "frozen": int(self._frozen), **self._tuning.numbers()}
         return checkpoint.pack(super().state_dict(), numbers)
@@ -236,17 +234,18 @@ class APO(Combined):
             self._counts.skipped += 1
             self._clear()
             return "a gradient is not finite: steps with such gradients are skipped"
+        unseen = self._observing.observe(feeds, self._counts.steps)
         meta_step = self._until_meta_step() == 0
         if meta_step and (feeds or self.objective.loss_model == "linear"):
-            return self._meta_step(feeds, others)
+            return self._meta_step(feeds, others) or unseen
         values = self._tuning.values(self._counts.steps)
         self._rates = self._tuning.rates(values)
-        moving = any(True for base in self._bases for _ in base.moving())
+        moving = any(any(base.moving()) for base in self._bases)
         for base in self._bases:
             base.step(values)
         self._counts.steps += 1
         self._counts.counted += moving and any(rate > 0.0 for rate in self._rates)
-        return NOTHING_FED if meta_step else None
+        return NOTHING_FED if meta_step else unseen
 
     def _meta_step(self, feeds: Sequence[Fed], others: Sequence[Fed]) -> str | None:
         counts = self._counts
@@ -271,8 +270,9 @@ class APO(Combined):
         self._arm()
 
     def _arm(self) -> None:
-        """Note the conditions of the forwards to come if their batches will be used."""
+        """Note the conditions of the forwards to come if their batches will be used; watch them if need be."""
         self._evaluation.recorder.arm(self.due, (param.device for param in self._params.values()))
+        self._observing.arm(self._counts.steps)
 
     def _link(self) -> None:
         """Follow the base optimizers when their groups have changed."""

@@ -49,6 +49,48 @@ class Domain(NamedTuple):
     pace: float | None = None
 
 
+class Factors(NamedTuple):
+    """What a batch says of the curvature of one layer: the Kronecker factors of its Fisher information, S ⊗ A.
+
+    Attributes:
+        inputs: A, [d_in, d_in].
+        outputs: S, [d_out, d_out].
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+
+
+Statistics = dict[str, Factors]
+"""Factors by the name of the layer's weight."""
+
+
+class Layer(NamedTuple):
+    """A linear map of the model: the paths of the modules that share its weight, and the name of its bias, if any."""
+
+    modules: tuple[str, ...]
+    bias: str | None
+
+
+class Fisher(NamedTuple):
+    """How the Fisher information of a model is measured, for a rule that needs it.
+
+    Attributes:
+        kind: "mc" draws targets from the model's own predictive distribution, "exact" sums over all of them,
+            "empirical" takes the gradients of the training loss.
+        layers: The layers, by the name of the weight.
+        likelihood: The predictive distribution, "categorical" or "gaussian".
+        sample: ``sample(outputs) -> targets`` of another predictive distribution, or None.
+        every: Steps between two measurements.
+    """
+
+    kind: Literal["mc", "exact", "empirical"]
+    layers: Mapping[str, Layer]
+    likelihood: Literal["categorical", "gaussian"]
+    sample: Callable[[Tensor], Any] | None
+    every: int
+
+
 class Rule(NamedTuple, Generic[S, H]):
     """One step of a base optimizer as pure functions, with the hyperparameters as an argument.
 
@@ -61,6 +103,8 @@ class Rule(NamedTuple, Generic[S, H]):
         domains: The domain of every field of ``hypers``.
         without_momentum: ``without_momentum(params, grads, state, hypers) -> params``, the step with its momentum
             left out, given the state before the step; None where ``step`` itself has none.
+        observe: ``observe(state, statistics) -> state``, for a rule that uses the curvature of the model: a pure fold.
+        fisher: How those statistics are measured.
     """
 
     init: Callable[[Params], S]
@@ -68,3 +112,5 @@ class Rule(NamedTuple, Generic[S, H]):
     hypers: H
     domains: Mapping[str, Domain]
     without_momentum: Callable[[Params, Params, S, H], Params] | None = None
+    observe: Callable[[S, Statistics], S] | None = None
+    fisher: Fisher | None = None

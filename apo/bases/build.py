@@ -42,7 +42,7 @@ def bases_of(
         ValueError: If a torch optimizer's step is not linear in its learning rate.
     """
     bases: list[Base] = []
-    for item in _items(base, model):
+    for item in _items(base, model, names):
         if isinstance(item, Combined):
             raise TypeError("base= is an apo.APO already: wrap the optimizer inside it")
         if isinstance(item, RuleOptimizer):
@@ -53,9 +53,9 @@ def bases_of(
     return bases
 
 
-def _items(base: Any, model: nn.Module) -> list[torch.optim.Optimizer]:
+def _items(base: Any, model: nn.Module, names: Mapping[Tensor, str]) -> list[torch.optim.Optimizer]:
     if isinstance(base, Rule):
-        return [RuleOptimizer([p for p in model.parameters() if p.requires_grad], base)]
+        return [RuleOptimizer([p for p in model.parameters() if p.requires_grad], base, names)]
     if isinstance(base, torch.optim.Optimizer):
         return [base]
     if not isinstance(base, list | tuple) or not base:
@@ -65,7 +65,7 @@ def _items(base: Any, model: nn.Module) -> list[torch.optim.Optimizer]:
         if isinstance(item, torch.optim.Optimizer):
             items.append(item)
         elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Rule):
-            items.append(RuleOptimizer(item[1], item[0]))
+            items.append(RuleOptimizer(item[1], item[0], names))
         else:
             raise TypeError(f"{item!r} in base= must be a torch optimizer or a pair (rule, parameters)")
     return items

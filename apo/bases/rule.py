@@ -1,6 +1,6 @@
 """An update rule as a base optimizer: its state in an optimizer's groups, its tape as the pullback."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -10,7 +10,7 @@ from apo.bases.base import Base, Slopes, Taken, Values
 from apo.domains import derivative
 from apo.hypers import Coordinate
 from apo.proximal import lookahead, momentum_free
-from apo.types import Domain, Judged, Params, Rule
+from apo.types import Domain, Judged, Params, Rule, Statistics
 
 
 class RuleOptimizer(torch.optim.Optimizer):
@@ -20,14 +20,14 @@ class RuleOptimizer(torch.optim.Optimizer):
     the group's first parameter.
     """
 
-    def __init__(self, params: Iterable[Any], rule: Rule[Any, Any]) -> None:
+    def __init__(self, params: Iterable[Any], rule: Rule[Any, Any], names: Mapping[Tensor, str]) -> None:
         """Hold a rule's groups; every hyperparameter of the rule is an option of the group, a float."""
-        self.rule = rule
+        self.rule, self.names = rule, names
         super().__init__(params, {name: value.item() for name, value in rule.hypers._asdict().items()})
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything that a copy needs."""
-        return {**super().__getstate__(), "rule": self.rule}
+        return {**super().__getstate__(), "rule": self.rule, "names": self.names}
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -53,13 +53,14 @@ class RuleOptimizer(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         params = [param for group in self.param_groups for param in group["params"]]
         for position, entry in state_dict["state"].items():
-            fresh = self.rule.init({"": params[position].detach()})._asdict()
-            homes = {field: fresh[field][""] if isinstance(fresh[field], dict) else fresh[field] for field in entry}
-            self.state[params[position]] = {name: v.to(homes[name].device, copy=True) for name, v in entry.items()}
+            name = self.names[params[position]]
+            fresh = self.rule.init({name: params[position].detach()})._asdict()
+            homes = {field: fresh[field][name] if isinstance(fresh[field], dict) else fresh[field] for field in entry}
+            self.state[params[position]] = {field: v.to(homes[field].device, copy=True) for field, v in entry.items()}
 
-    def gather(self, group: dict[str, Any], names: Mapping[Tensor, str]) -> tuple[Params, Params, Params, Any]:
+    def gather(self, group: dict[str, Any]) -> tuple[Params, Params, Params, Any]:
         """Live parameters, their values, gradients and state, of all in a group that have a gradient."""
-        live = {names[param]: param for param in group["params"] if param.grad is not None}
+        live = {self.names[param]: param for param in group["params"] if param.grad is not None}
         params = {name: param.detach() for name, param in live.items()}
         fresh = self.rule.init({name: param for name, param in params.items() if not self.state.get(live[name])})
         fields = []
@@ -71,11 +72,8 @@ class RuleOptimizer(torch.optim.Optimizer):
                 fields.append(self.state[group["params"][0]].get(field, start))
         return live, params, {name: param.grad for name, param in live.items()}, type(fresh)(*fields)
 
-    def commit(self, group: dict[str, Any], live: Params, new: Params, state: Any) -> None:
-        """Write new parameters and state to where they live."""
-        with torch.no_grad():
-            for name, param in live.items():
-                param.copy_(new[name])
+    def keep(self, group: dict[str, Any], live: Params, state: Any) -> None:
+        """Write a new state to where it lives."""
         for field, value in state._asdict().items():
             if isinstance(value, dict):
                 for name, entry in value.items():
@@ -98,7 +96,7 @@ class RuleBase(Base):
         """Take the step."""
         rule, done = self.optimizer.rule, []
         for index, group in self.groups():
-            live, params, grads, state = self.optimizer.gather(group, self.names)
+            live, params, grads, state = self.optimizer.gather(group)
             with torch.no_grad():
                 done.append((group, live, *rule.step(params, grads, state, self._hypers(group, values[index]))))
         self._commit(done)
@@ -112,7 +110,7 @@ class RuleBase(Base):
         delta: Params = {}
         pullbacks = {}
         for index, group in self.groups():
-            live, params, grads, state = self.optimizer.gather(group, self.names)
+            live, params, grads, state = self.optimizer.gather(group)
             params = {name: param.clone() for name, param in params.items()}  # the commit must not touch the tape
             hypers = self._hypers(group, values[index])
             new, new_state, pullbacks[index] = lookahead(judge, params, grads, state, hypers)
@@ -136,6 +134,20 @@ class RuleBase(Base):
 
         return Taken(gradient, before, delta, judge is not rule, pull)
 
+    def observe(self, statistics: Statistics) -> Callable[[], None]:
+        """Fold statistics of the model's curvature into the state; the returned function takes it back."""
+        state, rule = self.optimizer.state, self.optimizer.rule
+        kept = {param: dict(entry) for param, entry in state.items()}
+
+        def restore() -> None:
+            state.clear()
+            state.update(kept)
+
+        for _, group in self.groups():
+            live, _, _, before = self.optimizer.gather(group)
+            self.optimizer.keep(group, live, cast(Any, rule.observe)(before, statistics))
+        return restore
+
     def build_up(self) -> float:
         """1 / (1 − μ) for a rule with a hyperparameter ``momentum``."""
         return max(1.0 / (1.0 - float(group.get("momentum", 0.0))) for group in self.optimizer.param_groups)
@@ -143,7 +155,10 @@ class RuleBase(Base):
     def _commit(self, done: Sequence[tuple[dict[str, Any], Params, Params, Any]]) -> None:
         """Write what all groups have computed, once none can fail any more."""
         for group, live, new, state in done:
-            self.optimizer.commit(group, live, new, state)
+            with torch.no_grad():
+                for name, param in live.items():
+                    param.copy_(new[name])
+            self.optimizer.keep(group, live, state)
 
     def _hypers(self, group: dict[str, Any], settings: Mapping[str, float | dict[str, float]]) -> Any:
         """The rule's hyperparameters for a group: 0-d float64 tensors, or dicts of them by parameter name."""

@@ -1,0 +1,93 @@
+"""When the rules that use the model's curvature observe it, and on what.
+
+"mc" and "exact" Fisher information is measured by an evaluation of the fed batch, just before the step; "empirical"
+takes the gradients of the training backward itself, so its layers are watched from the forward on.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from apo.bases.base import Base
+from apo.bases.rule import RuleBase
+from apo.evaluation import Evaluation, Fed
+from apo.fisher import Collector, cotangents
+from apo.types import Factors, Fisher, Statistics
+
+NOT_FED = "the curvature is not being measured: pass batch= to step(), or feed() a batch, whenever opt.due is true"
+NOT_SEEN = (
+    "the curvature is not being measured: fisher='empirical' watches the model's own forward and backward, "
+    "and its outputs must be a tensor or have logits"
+)
+NOT_FINITE = "a Fisher factor is not finite: the observation of its layer is skipped"
+
+
+class Observing:
+    """The observations of all bases that use the curvature."""
+
+    def __init__(self, bases: Sequence[Base], evaluation: Evaluation) -> None:
+        """Find the bases that do."""
+        self._evaluation = evaluation
+        self._watched = [
+            (base, base.optimizer.rule.fisher, Collector(base.optimizer.rule.fisher))
+            for base in bases
+            if isinstance(base, RuleBase) and base.optimizer.rule.fisher is not None
+        ]
+        self._undo: list[Callable[[], None]] = []
+        for _, _, collector in self._watched:
+            weakref.finalize(self, collector.stop).atexit = False
+
+    def wants_batch(self, steps: int) -> bool:
+        """Whether the step after a number of steps needs a batch to measure the curvature on."""
+        return any(fisher.kind != "empirical" for _, fisher, _ in self._due(steps))
+
+    def arm(self, steps: int) -> None:
+        """Watch the training forward and backward to come, where they are the measurement."""
+        self._undo = []
+        for _, _, collector in self._watched:
+            collector.stop()
+        for _, fisher, collector in self._due(steps):
+            if fisher.kind == "empirical":
+                collector.start(self._evaluation.model)
+
+    def observe(self, feeds: Sequence[Fed], steps: int) -> str | None:
+        """Let every base observe what is due; return what the user should be told."""
+        message = None
+        for base, fisher, collector in self._due(steps):
+            if fisher.kind == "empirical":
+                collector.stop()
+                found = collector.statistics(float(collector.examples))
+                message = message or (None if found and collector.examples else NOT_SEEN)
+            else:
+                found = self._measured(fisher, collector, feeds, steps)
+                message = message or (None if found else NOT_FED)
+            finite = {name: factors for name, factors in found.items() if all(f.isfinite().all() for f in factors)}
+            message = message or (None if len(finite) == len(found) else NOT_FINITE)
+            self._undo.append(base.observe(finite))
+        return message
+
+    def undo(self) -> None:
+        """Take back the last observations: the step that they were for has not been taken."""
+        while self._undo:
+            self._undo.pop()()
+
+    def _due(self, steps: int) -> list[tuple[RuleBase, Fisher, Collector]]:
+        """Every so many steps, and at first after 0, 1, 2, 4, ...: the curvature changes most when training begins."""
+        early = steps & (steps - 1) == 0
+        return [
+            watched
+            for watched in self._watched
+            if steps % watched[1].every == 0 or (early and steps < watched[1].every)
+        ]
+
+    def _measured(self, fisher: Fisher, collector: Collector, feeds: Sequence[Fed], steps: int) -> Statistics:
+        """The weighted mean of the factors over the fed batches."""
+        whole = sum(fed.weight for fed in feeds)
+        mean: Statistics = {}
+        for number, fed in enumerate(feeds):
+            pulled = partial(cotangents, fisher, loss=self._evaluation.loss)
+            self._evaluation.pull(fed, collector.watching, pulled, hash((steps, number)))
+            for name, factors in collector.statistics(1.0).items():
+                so_far = mean.get(name, Factors(*(0.0 * f for f in factors)))
+                mean[name] = Factors(*(m + fed.weight / whole * f for m, f in zip(so_far, factors, strict=True)))
+        return mean
