@@ -1,7 +1,7 @@
 """The tables that the tests run over: a new rule, domain or problem joins them by one row."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +52,12 @@ def _row(name: str, make: Callable[..., apo.Rule], twin: Any = None, coupled: bo
     return RuleCase(name, make, options, partial(twin, **renamed))
 
 
+@wraps(apo.apollo, assigned=())
+def clipped_apollo(**options: Any) -> apo.Rule:
+    """Apollo on clipped gradients; the options are those of Apollo."""
+    return apo.chain(apo.clip_by_norm(0.5), apo.apollo(**options))
+
+
 SGD, RMSprop, Adam, AdamW = torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adam, torch.optim.AdamW
 
 RULES = [
@@ -81,6 +87,12 @@ RULES = [
     _row("adamw-defaults", apo.adamw, AdamW),
     _row("adamw", apo.adamw, AdamW, lr=0.02, beta1=0.8, beta2=0.95, eps=1e-3, weight_decay=0.3),
     _row("adamw-no-decay", apo.adamw, AdamW, lr=0.02, beta1=0.8, beta2=0.95, eps=1e-3, weight_decay=0.0),
+    _row("apollo-defaults", apo.apollo),
+    _row("apollo-decay", apo.apollo, lr=0.2, beta=0.8, eps=1e-2, weight_decay=0.3),
+    _row("apollo-decoupled-decay", apo.apollo, lr=0.2, beta=0.8, eps=0.1, weight_decay=0.3, decay="decoupled"),
+    # So small that most of the curvature is above it, and eps shows in the step.
+    _row("apollo-sigma", apo.apollo, lr=0.03, beta=0.7, eps=0.1, sigma=0.02),
+    _row("apollo-clipped", clipped_apollo, lr=0.03, beta=0.7, eps=0.1, weight_decay=0.2, sigma=0.02),
     _row("quasi-adam-defaults", apo.quasi_adam, coupled=True),
     _row("quasi-adam", apo.quasi_adam, coupled=True, lr=0.02, qn_weight=0.6, beta1=0.8, beta2=0.95, eps=1e-3),
     _row("quasi-adam-tensor", apo.quasi_adam, lr=0.02, qn_weight=0.6, beta1=0.8, eps=1e-3, secant="tensor"),

@@ -16,7 +16,7 @@ from tests.cases import RULES, RuleCase, names, randn
 every_rule = pytest.mark.parametrize("case", RULES, ids=names(RULES))
 
 FACTORIES = list({case.make.__name__: case.make for case in RULES}.values())
-BELOW_ONE = ("momentum", "dampening", "alpha", "beta1", "beta2")
+BELOW_ONE = ("momentum", "dampening", "alpha", "beta", "beta1", "beta2")
 NUMBERS = [(make, name) for make in FACTORIES for name in make().hypers._fields]
 every_number = pytest.mark.parametrize(("make", "name"), NUMBERS, ids=[f"{m.__name__}-{n}" for m, n in NUMBERS])
 
