@@ -229,12 +229,6 @@ class Evaluation:
         return self._target(batch) if objective.needs_targets else None
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside a data-parallel wrapper, or the module itself."""
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    return cast(nn.Module, model.module) if isinstance(model, wrappers) else model
-
-
 @contextmanager
 def _aside(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Set ``.grad`` of leaves aside, and put it back at the end."""

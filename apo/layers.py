@@ -5,6 +5,7 @@ rows of X and Y are examples, positions of a sequence, patches of an image, and 
 """
 
 import itertools
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -13,6 +14,24 @@ from torch import Tensor, nn
 
 from apo.trees import compute_dtype
 from apo.types import Layer
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside a data-parallel wrapper, or the module itself."""
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    return cast(nn.Module, model.module) if isinstance(model, wrappers) else model
+
+
+def check_layers(model: nn.Module, layers: Mapping[str, Layer]) -> None:
+    """Raise if layers are not those of a model.
+
+    Raises:
+        ValueError: If one is missing.
+    """
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    missing = [path for layer in layers.values() for path in layer.modules if f"{path}.weight".lstrip(".") not in own]
+    if missing:
+        raise ValueError(f"the rule was made for another model: this one has no layers {', '.join(missing)}")
 
 
 def layers_of(model: nn.Module) -> dict[str, Layer]:

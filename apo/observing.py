@@ -12,6 +12,7 @@ from apo.bases.base import Base
 from apo.bases.rule import RuleBase
 from apo.evaluation import Evaluation, Fed
 from apo.fisher import Collector, cotangents
+from apo.layers import check_layers
 from apo.types import Factors, Fisher, Statistics
 
 NOT_FED = "the curvature is not being measured: pass batch= to step(), or feed() a batch, whenever opt.due is true"
@@ -26,7 +27,11 @@ class Observing:
     """The observations of all bases that use the curvature."""
 
     def __init__(self, bases: Sequence[Base], evaluation: Evaluation) -> None:
-        """Find the bases that do."""
+        """Find the bases that do.
+
+        Raises:
+            ValueError: If a rule was made for another model.
+        """
         self._evaluation = evaluation
         self._watched = [
             (base, base.optimizer.rule.fisher, Collector(base.optimizer.rule.fisher))
@@ -34,6 +39,8 @@ class Observing:
             if isinstance(base, RuleBase) and base.optimizer.rule.fisher is not None
         ]
         self._undo: list[Callable[[], None]] = []
+        for _, fisher, _ in self._watched:
+            check_layers(evaluation.model, fisher.layers)
         for _, _, collector in self._watched:
             weakref.finalize(self, collector.stop).atexit = False
 

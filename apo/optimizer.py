@@ -21,9 +21,10 @@ from apo.batches import detached
 from apo.checks import flag, function, instance, real
 from apo.combined import Combined
 from apo.discrepancies import Loss
-from apo.evaluation import Evaluate, Evaluation, Fed, unwrapped
+from apo.evaluation import Evaluate, Evaluation, Fed
 from apo.gradient import Gradient
 from apo.hypers import parse_tune
+from apo.layers import unwrapped
 from apo.meta import parse_meta
 from apo.metastep import NOTHING_FED, SKIPPED, MetaStep
 from apo.newton import Newton
@@ -188,7 +189,7 @@ class APO(Combined):
         self._arm()
 
     def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state and groups; what the tuning knows is in the groups, as plain numbers. No record."""
+        """The base optimizer's state and groups, and in these what the tuning knows, as plain numbers; no record."""
         self._link()
         numbers = {**vars(self._counts), "frozen": int(self._frozen), **self._tuning.numbers()}
         return checkpoint.pack(super().state_dict(), numbers)

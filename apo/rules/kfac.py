@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from apo.checks import choice, function, instance, real, whole
 from apo.domains import DAMPING, POSITIVE, hyper
-from apo.layers import layers_of, without_factors
+from apo.layers import layers_of, unwrapped, without_factors
 from apo.trees import compute_dtype
 from apo.types import Fisher, Layer, Params, Rule, Statistics
 
@@ -79,14 +79,14 @@ def step(
     for name, layer in layers.items():
         if name not in directions or name not in state.inputs:
             continue
-        weight = directions[name].flatten(1)
+        weight = joint = directions[name].flatten(1)
         if layer.bias is not None:
             bias = directions.get(layer.bias, weight.new_zeros(len(weight)))
-            weight = torch.cat([weight, bias.unsqueeze(1)], 1)
-        natural = _precondition(weight, state, name, _of(hypers.damping, name))
+            joint = torch.cat([weight, bias.unsqueeze(1)], 1)
+        natural = _precondition(joint, state, name, _of(hypers.damping, name))
+        directions[name] = natural.narrow(1, 0, weight.shape[1]).reshape_as(directions[name])
         if layer.bias in directions:
-            directions[layer.bias] = natural[:, -1]
-        directions[name] = natural[:, : directions[name][0].numel()].reshape_as(directions[name])
+            directions[layer.bias] = natural.select(1, -1)
     new_params = dict(params)
     for name, direction in directions.items():
         new = params[name].to(direction.dtype) - _of(hypers.lr, name) * direction
@@ -176,6 +176,7 @@ def kfac(
     hypers = KFACHypers(
         lr=hyper("lr", lr), damping=hyper("damping", damping), weight_decay=hyper("weight_decay", weight_decay)
     )
+    model = unwrapped(model)
     layers = layers_of(model)
     others = without_factors(model, layers)
     if not layers:
@@ -219,7 +220,8 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             continue
         if bool(values.isfinite().all()) and bool(basis.isfinite().all()):
-            return ((values - (jitter or 0.0)).clamp_min(0.0) * scale).to(matrix.dtype), basis.to(matrix.dtype)
+            values = (values - (jitter or 0.0)).clamp_min(0.0) * scale
+            return values.to(matrix.dtype), basis.to(matrix.dtype).contiguous()
     # Never seen. The diagonal is what is left, and a descent direction all the same.
     return matrix.diagonal().clamp_min(0.0), identity.to(matrix.dtype)
 
