@@ -39,6 +39,7 @@ BASES = [
     TORCH_BASES[4],
     TORCH_BASES[6],
     Base("rule-adamw", lambda _: apo.adamw(lr=1e-2)),
+    Base("rule-apollo", lambda _: apo.apollo(lr=0.1)),
     Base("rule-sgd", lambda _: apo.sgd(lr=0.1, momentum=0.9, nesterov=True)),
     Base("rule-and-torch", rule_and_torch),
 ]

@@ -176,6 +176,7 @@ def test_a_torch_optimizer_beside_a_rule_whose_eps_alone_is_tuned() -> None:
         (lambda m: o.NAdam(m.parameters(), lr=1e-2), True),
         (lambda m: o.Adamax(m.parameters(), lr=1e-2), True),
         (lambda m: apo.adamw(lr=1e-2), True),
+        (lambda m: apo.apollo(lr=0.1), True),
     ],
 )
 def test_momentum_is_left_out_by_default_where_it_is_an_average(build: Any, free: bool) -> None:

@@ -33,6 +33,8 @@ GOOD: dict[str, tuple[Any, float]] = {
     "rule-rmsprop": (lambda p, lr: apo.rmsprop(lr=lr), 0.003),
     "rule-adam": (lambda p, lr: apo.adam(lr=lr), 0.01),
     "rule-adamw": (lambda p, lr: apo.adamw(lr=lr), 0.01),
+    "rule-apollo": (lambda p, lr: apo.apollo(lr=lr), 0.5),
+    "rule-apollo-clipped": (lambda p, lr: apo.chain(apo.clip_by_norm(0.5), apo.apollo(lr=lr)), 0.5),
 }
 """A base, and a learning rate that serves it on the digits."""
 METAS = {
@@ -104,7 +106,9 @@ def test_moves_the_right_way(name: str, meta: str, scale: float, digits: list[Ba
 
 @from_far_off
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
-@pytest.mark.parametrize("name", ["sgd", "sgd-momentum", "adamw", "rmsprop", "adagrad", "muon-adamw", "rule-sgd"])
+@pytest.mark.parametrize(
+    "name", ["sgd", "sgd-momentum", "adamw", "rmsprop", "adagrad", "muon-adamw", "rule-sgd", "rule-apollo"]
+)
 def test_a_searched_start_does_not_end_dead(name: str, activation: Any, scale: float, digits: list[Batch]) -> None:
     """The default, after 300 steps. A network that outputs the class frequencies has a loss of 2.3."""
     model = mlp(activation)

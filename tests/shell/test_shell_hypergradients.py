@@ -202,7 +202,8 @@ def rule_differences(
     }
 
 
-TUNED_RULES = [case for case in RULES if case.name in ("sgd-nesterov-decay", "rmsprop-rho", "adamw", "adam-decay")]
+TUNED_NAMES = ("sgd-nesterov-decay", "rmsprop-rho", "adamw", "adam-decay", "apollo-decoupled-decay", "apollo-clipped")
+TUNED_RULES = [case for case in RULES if case.name in TUNED_NAMES]
 
 
 @pytest.mark.parametrize("by", ["global", "layer", "parameter", GRANULARITIES["callable"]])

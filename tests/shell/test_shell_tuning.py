@@ -157,6 +157,30 @@ def test_a_rule_takes_groups_of_its_own_values() -> None:
     assert set(opt.hypers()) == {"lr/0", "lr/1", "eps/0", "eps/1"}
 
 
+@pytest.mark.parametrize("per", ["parameter", "global"])
+def test_a_chain_that_clips_is_tuned_as_clipped_gradients_are(per: Any) -> None:
+    """In float64, as if torch had clipped every gradient before the step."""
+    ends = {}
+    for name in ("chain", "torch", "neither"):
+        model = net(dropout=0.0).double()
+        rule = apo.apollo(lr=0.1)
+        rule = apo.chain(apo.clip_by_norm(0.05, per=per), rule) if name == "chain" else rule
+        opt = apo.APO(model, rule, F.cross_entropy, meta=apo.Gradient(o.SGD, lr=1.0, every=2))
+        for batch in batches(12, dtype=torch.float64):
+            opt.zero_grad()
+            backward(model, batch)
+            parts = [[p] for p in model.parameters()] if per == "parameter" else [list(model.parameters())]
+            for part in parts if name == "torch" else []:
+                nn.utils.clip_grad_norm_(part, 0.05)
+            opt.step(batch=batch)
+        ends[name] = torch.cat(
+            [torch.tensor([opt.hypers()["lr"]]), *(p.detach().reshape(-1) for p in model.parameters())]
+        )
+    torch.testing.assert_close(ends["chain"], ends["torch"], rtol=1e-4, atol=1e-5)
+    assert ends["chain"][0] != pytest.approx(0.1, rel=1e-3)
+    assert (ends["chain"] - ends["neither"]).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("make", [lambda m: o.AdamW(m.parameters(), lr=0.01), lambda m: apo.adamw(lr=0.01)])
 def test_a_schedulers_number_stays_its_own(make: Any) -> None:
     """OneCycleLR and chained schedulers see only what they wrote; hypers() is apart from them."""
