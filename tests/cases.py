@@ -12,7 +12,7 @@ from torch.func import functional_call, grad
 import apo
 from apo.domains import AVERAGING, POSITIVE, UNIT_INTERVAL
 from apo.trees import leaves
-from apo.types import Params
+from apo.types import Factors, Params
 
 
 class RuleCase(NamedTuple):
@@ -58,6 +58,22 @@ def clipped_apollo(**options: Any) -> apo.Rule:
     return apo.chain(apo.clip_by_norm(0.5), apo.apollo(**options))
 
 
+class Layers(torch.nn.Module):
+    """Linear layers with the names that parameters have in the problems below."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = torch.nn.Linear(2, 2, bias=False)
+        self.add_module("0", torch.nn.Linear(3, 4))
+        self.add_module("2", torch.nn.Linear(4, 3))
+
+
+@wraps(apo.kfac, assigned=())
+def kfac(**options: Any) -> apo.Rule:
+    """K-FAC for the problems below; the options are its own."""
+    return apo.kfac(Layers(), **options)
+
+
 SGD, RMSprop, Adam, AdamW = torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adam, torch.optim.AdamW
 
 RULES = [
@@ -93,6 +109,9 @@ RULES = [
     # So small that most of the curvature is above it, and eps shows in the step.
     _row("apollo-sigma", apo.apollo, lr=0.03, beta=0.7, eps=0.1, sigma=0.02),
     _row("apollo-clipped", clipped_apollo, lr=0.03, beta=0.7, eps=0.1, weight_decay=0.2, sigma=0.02),
+    _row("kfac-defaults", kfac),
+    _row("kfac", kfac, lr=0.1, damping=0.3),
+    _row("kfac-decay", kfac, lr=0.1, damping=0.05, weight_decay=0.2),
     _row("quasi-adam-defaults", apo.quasi_adam, coupled=True),
     _row("quasi-adam", apo.quasi_adam, coupled=True, lr=0.02, qn_weight=0.6, beta1=0.8, beta2=0.95, eps=1e-3),
     _row("quasi-adam-tensor", apo.quasi_adam, lr=0.02, qn_weight=0.6, beta1=0.8, eps=1e-3, secant="tensor"),
@@ -139,7 +158,7 @@ def flat(params: Params) -> Tensor:
 
 def quadratic() -> Problem:
     """½θᵀHθ − bᵀθ over a vector, a matrix and a 0-d parameter; linear outputs."""
-    params = {"vector": randn(3, seed=1), "matrix": randn(2, 2, seed=2), "scalar": randn(seed=3)}
+    params = {"vector": randn(3, seed=1), "matrix.weight": randn(2, 2, seed=2), "scalar": randn(seed=3)}
     hessian, slope, features = spd(8, seed=4), randn(8, seed=5), randn(5, 8, seed=6)
     return Problem(params, lambda p: flat(p) @ hessian @ flat(p) / 2 - slope @ flat(p), lambda p: features @ flat(p))
 
@@ -176,10 +195,19 @@ class Moment(NamedTuple):
     state: Any
 
 
+def observed(rule: apo.Rule, state: Any, seed: int) -> Any:
+    """The state of a rule after an observation of arbitrary curvature, if it takes any."""
+    if rule.observe is None:
+        return state
+    sizes = {name: (len(state.inputs[name]), len(state.outputs[name])) for name in state.inputs}
+    return rule.observe(state, {name: Factors(spd(a, seed), spd(s, seed + 1)) for name, (a, s) in sizes.items()})
+
+
 def moment(rule: apo.Rule, problem: Problem, steps: int) -> Moment:
     """Where a rule is on a problem after a number of steps."""
     params, state = problem.params, rule.init(problem.params)
-    for _ in range(steps):
+    for step in range(steps):
+        state = observed(rule, state, seed=10 + step)
         params, state = rule.step(params, grad(problem.loss)(params), state, rule.hypers)
     return Moment(params, grad(problem.loss)(params), state)
 
