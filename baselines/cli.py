@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from baselines.config import META, METHODS, OPTIMIZERS, Config
+from baselines.config import META, METHODS, Config
 from baselines.data import LOADERS
 from baselines.models import MODELS
+from baselines.optimizers import OPTIMIZERS
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:
@@ -17,6 +18,10 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
 
 def _fractions(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(",") if part)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 _whole_numbers.__name__ = "comma-separated list of whole numbers"  # argparse names the type in its messages
@@ -44,17 +49,20 @@ def _add_train(commands: Any) -> None:
     option(task, "--model", "model", choices=tuple(MODELS))
     option(task, "--hidden", "the mlp's hidden widths (default: 1000,1000; digits: 100,100)", type=_whole_numbers)
     method = train.add_argument_group("method")
-    option(method, "--optimizer", "optimizer; sgdm has Nesterov momentum 0.9", choices=OPTIMIZERS)
+    option(method, "--optimizer", "optimizer; sgdm has Nesterov momentum 0.9", choices=tuple(OPTIMIZERS))
     option(method, "--method", "what sets the learning rate", choices=METHODS)
     option(method, "--lr", "initial learning rate", type=float)
     option(method, "--weight-decay", "weight decay (default: that of torch.optim)", type=float)
+    option(method, "--damping", "of --optimizer kfac: damping (default: 1e-3)", type=float)
+    option(method, "--rule", "use apo's own update rule where torch.optim has the optimizer too", action="store_true")
     option(method, "--decay-factor", "of --method step: the factor at each decay", type=float, metavar="FACTOR")
     option(method, "--decay-at", "of --method step: where, in fractions of the run", type=_fractions, metavar="LIST")
-    option(method, "--meta", "of --method apo: how the learning rate is moved", choices=META)
+    tune = "of --method apo: what is tuned; anything but lr needs --rule, or an optimizer not in torch.optim"
+    option(method, "--tune", tune, type=_names, action="extend", metavar="LIST")
+    option(method, "--meta", "of --method apo: how it is moved", choices=META)
     option(method, "--every", "of --method apo: steps between meta-steps", type=int, metavar="K")
     option(method, "--fsd", "of --method apo: weight of the function-space discrepancy", type=float)
     option(method, "--wsd", "of --method apo: weight of the weight-space discrepancy", type=float)
-    option(method, "--rule", "of --method apo: use apo's own update rule, not torch.optim's", action="store_true")
     run = train.add_argument_group("run")
     length = run.add_mutually_exclusive_group()
     option(length, "--epochs", "passes over the training set (default: 10; digits: 60)", type=int, metavar="N")

@@ -2,16 +2,17 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from baselines.data import LOADERS
 from baselines.models import MODELS
+from baselines.optimizers import OPTIMIZERS
 
-OPTIMIZERS: Final = ("sgd", "sgdm", "rmsprop", "adam", "adamw")
 METHODS: Final = ("fixed", "cosine", "step", "apo")
 META: Final = ("newton", "paper")
+OPTIONS: Final = {"step": ("decay_factor", "decay_at"), "apo": ("meta", "every", "fsd", "wsd", "tune")}  # of a method
 DEFAULT_EPOCHS: Final = 10
 DEFAULT_EPOCHS_DIGITS: Final = 60
 
@@ -30,29 +31,32 @@ class Config:
         data_dir: where its files are, if not in the usual places. Not part of a run's identity.
         examples: train on the first so many training examples; None: on all.
         label_noise: fraction of the training labels drawn anew, in [0, 1].
-        model: mlp or cnn.
+        model: name of the model (`baselines.models.MODELS`).
         hidden: widths of the mlp's hidden layers; None: the model's default.
-        optimizer: sgd, sgdm (momentum 0.9, Nesterov), rmsprop, adam or adamw, as in `torch.optim`.
+        optimizer: name of the optimizer (`baselines.optimizers.OPTIMIZERS`): as in `torch.optim` where it has one
+            (sgdm has Nesterov momentum 0.9), else apo's rule.
         method: fixed, cosine, step or apo.
         lr: initial learning rate, in parameter units per gradient unit (for cosine and step: the peak).
-        weight_decay: None: the default of `torch.optim` (0.01 for adamw, else 0).
+        weight_decay: None: the default (0.01 for adamw, else 0); quasi-adam has none.
+        damping: of kfac; None: its default.
+        rule: use apo's own update rule where `torch.optim` has the optimizer too.
         epochs: passes over the training set; None: 10 (digits: 60), unless `steps` is given.
         steps: length of the run in steps, instead of `epochs`.
         batch_size: examples a step; the last batch of an epoch holds what is left.
         seed: of the initial weights and of the data order.
         decay_factor: of the step method: the learning rate is multiplied by it at each of `decay_at`.
         decay_at: of the step method: fractions of the run, each in (0, 1).
-        meta: of apo: newton or paper, what moves the learning rate.
+        tune: of apo: names of the hyperparameters that are tuned, globally; for all but lr a rule is needed.
+        meta: of apo: newton or paper, what moves them.
         every: of apo: steps between two meta-steps.
         fsd: of apo: weight of the function-space discrepancy.
         wsd: of apo: weight of the weight-space discrepancy.
-        rule: of apo: use apo's own update rule in place of the optimizer from `torch.optim`.
         eval_every: steps between two evaluations on the test set; None: an epoch's.
         log_every: steps between two rows of the history.
         device: auto (cuda where there is one), cpu, cuda, cuda:0, ...
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value outside its range, or one that would be ignored.
     """
 
     data: str = "digits"
@@ -65,17 +69,19 @@ class Config:
     method: str = "apo"
     lr: float = 1e-3
     weight_decay: float | None = None
+    damping: float | None = None
+    rule: bool = False
     epochs: int | None = None
     steps: int | None = None
     batch_size: int = 100
     seed: int = 0
     decay_factor: float = 0.1
     decay_at: tuple[float, ...] = (0.5, 0.75)
+    tune: tuple[str, ...] = ("lr",)
     meta: str = "newton"
     every: int = 10
     fsd: float = 0.0
     wsd: float = 0.0
-    rule: bool = False
     eval_every: int | None = None
     log_every: int = 10
     device: str = "auto"
@@ -84,7 +90,7 @@ class Config:
         for name, choices in (
             ("data", tuple(LOADERS)),
             ("model", tuple(MODELS)),
-            ("optimizer", OPTIMIZERS),
+            ("optimizer", tuple(OPTIMIZERS)),
             ("method", METHODS),
             ("meta", META),
         ):
@@ -92,7 +98,7 @@ class Config:
         for name in ("examples", "epochs", "steps", "batch_size", "every", "eval_every", "log_every"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
-        for name in ("lr", "weight_decay", "fsd", "wsd"):
+        for name in ("lr", "weight_decay", "damping", "fsd", "wsd"):
             value = getattr(self, name)
             _require(value is None or (math.isfinite(value) and value >= 0), name, value, "finite and at least 0")
         _require(0 <= self.label_noise <= 1, "label_noise", self.label_noise, "in [0, 1]")
@@ -100,6 +106,50 @@ class Config:
         _require(all(0 < at < 1 for at in self.decay_at), "decay_at", self.decay_at, "fractions of the run, in (0, 1)")
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"epochs={self.epochs} and steps={self.steps} both set the length of the run; give one")
+        self.refuse_ignored(f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default)
+        if self.optimizer == "kfac" and MODELS[self.model].reconstructs:
+            raise ValueError(
+                f"kfac takes a model's outputs for the logits of classes, which the {self.model}'s are not; use another "
+                "--optimizer or --model"
+            )
+        _require(len(self.tune) > 0, "tune", self.tune, "one name or more, such as lr")
+        if set(self.tune) != {"lr"} and not self.uses_rule:
+            rules = ", ".join(name for name, optimizer in OPTIMIZERS.items() if optimizer.of_torch is None)
+            raise ValueError(
+                f"tune={','.join(self.tune)} is not possible: of torch.optim's {self.optimizer} only lr can be tuned; "
+                f"pass --rule for apo's own {self.optimizer}, or an optimizer that is a rule anyway: {rules}"
+            )
+
+    @property
+    def uses_rule(self) -> bool:
+        """Whether steps are taken by one of apo's rules, not by `torch.optim`."""
+        return self.rule or OPTIMIZERS[self.optimizer].of_torch is None
+
+    def refuse_ignored(self, given: Iterable[str]) -> None:
+        """Raise if one of the options given explicitly has no effect in this configuration.
+
+        Args:
+            given: names of fields.
+
+        Raises:
+            ValueError: the option, what ignores it, and what does not.
+        """
+        for name in given:
+            value = getattr(self, name)
+            for method, options in OPTIONS.items():
+                if name in options and method != self.method:
+                    raise ValueError(
+                        f"{name}={value!r} is an option of --method {method}, and --method {self.method} ignores it; "
+                        f"leave out --{name.replace('_', '-')}"
+                    )
+            owners = [owner for owner, optimizer in OPTIMIZERS.items() if name in optimizer.options]
+            if owners and self.optimizer not in owners:
+                raise ValueError(
+                    f"{name}={value!r} is an option of {', '.join(owners)}, and {self.optimizer} has none; leave out "
+                    f"--{name.replace('_', '-')}"
+                )
+            if name == "label_noise" and MODELS[self.model].reconstructs:
+                raise ValueError(f"{name}={value!r} has no effect: the {self.model} learns no labels; leave it out")
 
     def total_steps(self, examples: int) -> int:
         """The length of the run in steps, for a training set of `examples` examples."""

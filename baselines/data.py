@@ -2,7 +2,7 @@
 
 `digits` comes with scikit-learn and is always there. The others are read from where Debian's package or torchvision
 puts them, or from `data_dir`; nothing is downloaded, and no data set stands in for another under its name.
-Inputs are standardised per channel by the training set's mean and deviation.
+Inputs are standardised per channel by the training set's mean and deviation, or left as pixels in [0, 1].
 """
 
 from collections.abc import Callable, Sequence
@@ -24,13 +24,13 @@ Arrays = tuple[Bytes, Bytes, Bytes, Bytes]  # train images [N, C, H, W], train l
 
 
 class Data(NamedTuple):
-    """A classification task.
+    """A task.
 
     Attributes:
-        train_inputs: standardised images, float32 [N, C, H, W].
-        train_targets: classes, int64 [N].
-        test_inputs: standardised images, float32 [M, C, H, W].
-        test_targets: classes, int64 [M].
+        train_inputs: images, float32 [N, C, H, W].
+        train_targets: classes, int64 [N]; for an autoencoder the inputs.
+        test_inputs: images, float32 [M, C, H, W].
+        test_targets: classes, int64 [M]; for an autoencoder the inputs.
         classes: how many classes there are.
     """
 
@@ -39,6 +39,16 @@ class Data(NamedTuple):
     test_inputs: Tensor
     test_targets: Tensor
     classes: int
+
+    @property
+    def train(self) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the training set."""
+        return self.train_inputs, self.train_targets
+
+    @property
+    def test(self) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the test set."""
+        return self.test_inputs, self.test_targets
 
     def to(self, device: torch.device | str) -> "Data":
         """The same data on `device`."""
@@ -143,15 +153,16 @@ LOADERS: Final[dict[str, tuple[Callable[[Path | None], Arrays], int]]] = {
 }
 
 
-def load(name: str, data_dir: str | Path | None = None) -> Data:
+def load(name: str, data_dir: str | Path | None = None, *, standardise: bool = True) -> Data:
     """Read a data set from this machine.
 
     Args:
         name: a key of `LOADERS`: digits, fashion-mnist, mnist, cifar10, cifar100 or svhn.
         data_dir: where its files are; without it, the usual places (`./data` and Debian's folder) are tried.
+        standardise: scale inputs to mean 0 and deviation 1 per channel; otherwise to [0, 1], by the brightest pixel.
 
     Returns:
-        The task, with inputs standardised per channel.
+        The task of classifying them.
 
     Raises:
         ValueError: an unknown name, or a file that is damaged or of another kind.
@@ -166,12 +177,14 @@ def load(name: str, data_dir: str | Path | None = None) -> Data:
             raise ValueError(f"{name}: {len(images)} {part} images and {len(labels)} labels; the numbers must match")
         if labels.max() >= classes:
             raise ValueError(f"{name}: a {part} label is {labels.max()}, but there are only {classes} classes")
-    mean = train_images.mean(axis=(0, 2, 3), dtype=np.float64)[:, None, None]
-    deviation = np.maximum(train_images.std(axis=(0, 2, 3), dtype=np.float64), 1e-6)[:, None, None]
+    zero, unit = np.zeros((1, 1, 1)), np.full((1, 1, 1), float(max(train_images.max(), test_images.max(), 1)))
+    if standardise:
+        zero = train_images.mean(axis=(0, 2, 3), dtype=np.float64)[:, None, None]
+        unit = np.maximum(train_images.std(axis=(0, 2, 3), dtype=np.float64), 1e-6)[:, None, None]
 
     def inputs(images: Bytes) -> Tensor:
         scaled = torch.tensor(images, dtype=torch.float32)
-        return scaled.sub_(torch.from_numpy(mean).float()).div_(torch.from_numpy(deviation).float())
+        return scaled.sub_(torch.from_numpy(zero).float()).div_(torch.from_numpy(unit).float())
 
     return Data(
         inputs(train_images),

@@ -25,7 +25,7 @@ class Entry(NamedTuple):
     """One of the six runs, finished."""
 
     run: Run
-    outcome: dict[str, float]
+    outcome: dict[str, Any]
 
 
 def _table(entries: dict[tuple[str, float], Entry]) -> Table:

@@ -38,7 +38,7 @@ class Stage:
         """Begin at `done` of `steps` steps."""
         self.progress, self.console, self.name, self.steps = progress, console, name, steps
         self.between = max(1, steps // lines)  # steps from one plain line to the next
-        self.accuracy: float | None = None
+        self.test = ""
         self.evaluations = 0
         self.next_line = done
         if progress is not None:
@@ -46,16 +46,17 @@ class Stage:
 
     def update(self, step: int, row: Row | None) -> None:
         """Show that `step` steps are done, and the row if there is a new one."""
-        if row is not None and row["test_accuracy"] is not None:
-            self.accuracy = row["test_accuracy"]
+        evaluated = row is not None and row["test_loss"] is not None
+        if row is not None and evaluated:
+            classes = row["test_accuracy"] is not None
+            self.test = f"accuracy {percent(row['test_accuracy'])}" if classes else f"test {number(row['test_loss'])}"
         if self.progress is not None:
             if row is not None:
-                accuracy = percent(self.accuracy)
-                values = f"loss {number(row['loss']):<8} acc {accuracy:>6}  lr {number(row['lr']):<8}"
+                values = f"loss {number(row['loss']):<8} {self.test:<14}  lr {number(row['lr']):<8}"
                 self.progress.update(self.task, completed=step, values=values)
-        elif row is not None and row["test_accuracy"] is not None and (step >= self.next_line or step == self.steps):
+        elif row is not None and evaluated and (step >= self.next_line or step == self.steps):
             self.next_line = step + self.between
-            values = f"loss {number(row['loss'])}  accuracy {percent(self.accuracy)}  lr {number(row['lr'])}"
+            values = f"loss {number(row['loss'])}  {self.test}  lr {number(row['lr'])}"
             self.console.print(f"{self.name}: step {step}/{self.steps}  {values}", soft_wrap=True)
 
 

@@ -1,37 +1,37 @@
 """What a run can be trained with: one contract, one table.
 
-A *method* trains a model and may change its hyperparameters. It takes one training step at a time, says which learning
-rate is in force, and saves and restores its whole state. `METHODS` is the table; a new comparator is one entry more.
+A *method* trains a model and may change its hyperparameters. It takes one training step at a time, says which
+hyperparameters are in force, and saves and restores its whole state. `METHODS` is the table; a new comparator is one
+entry more.
 """
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apo
 from baselines.config import Config
+from baselines.models import MODELS
+from baselines.optimizers import OPTIMIZERS
 
-Batch = tuple[Tensor, Tensor]  # inputs [B, C, H, W], targets [B]
+Batch = tuple[Tensor, Tensor]  # inputs [B, C, H, W], targets [B] (of an autoencoder: as the inputs)
 Schedule = Callable[[float, Config], float]  # fraction of the run done -> factor on the learning rate
 
 
 class Method(Protocol):
     """Trains a model step by step, and may change its hyperparameters."""
 
-    @property
-    def lr(self) -> float:
-        """The learning rate in force: of the last step for a schedule, the tuned one for apo."""
+    def hypers(self) -> dict[str, float]:
+        """The learning rate in force (of the last step for a schedule) and what else is tuned, by name."""
 
     def step(self, batch: Batch, progress: float) -> Tensor:
         """Take one training step.
 
         Args:
-            batch: inputs [B, C, H, W] and targets [B].
+            batch: inputs [B, C, H, W] and targets.
             progress: the fraction of the run that lies behind, in [0, 1).
 
         Returns:
@@ -45,54 +45,38 @@ class Method(Protocol):
         """Restore what `state_dict` gave."""
 
 
-def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """The optimizer of `torch.optim` that `config` names, with that library's defaults but for sgdm's momentum."""
-    factories: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "sgd": torch.optim.SGD,
-        "sgdm": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
-        "rmsprop": torch.optim.RMSprop,
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-    }
-    return factories[config.optimizer](model.parameters(), **_options(config))
-
-
-def make_rule(config: Config) -> Any:
-    """The update rule in apo that `config` names, every hyperparameter of which could be tuned."""
-    factories: dict[str, Callable[..., Any]] = {
-        "sgd": apo.sgd,
-        "sgdm": partial(apo.sgd, momentum=0.9, nesterov=True),
-        "rmsprop": apo.rmsprop,
-        "adam": apo.adam,
-        "adamw": apo.adamw,
-    }
-    return factories[config.optimizer](**_options(config))
-
-
-def _options(config: Config) -> dict[str, float]:
-    decay = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
-    return {"lr": config.lr, **decay}
+def make_base(model: nn.Module, config: Config) -> apo.Rule[Any, Any] | torch.optim.Optimizer:
+    """What takes the steps: apo's rule or an optimizer of `torch.optim`, with that library's defaults."""
+    optimizer = OPTIMIZERS[config.optimizer]
+    given = {name: getattr(config, name) for name in optimizer.options}
+    options = {"lr": config.lr} | {name: value for name, value in given.items() if value is not None}
+    if config.uses_rule or optimizer.of_torch is None:
+        return optimizer.rule(model, **options)
+    return optimizer.of_torch(model.parameters(), **options)
 
 
 class Scheduled:
-    """An optimizer of `torch.optim` whose learning rate follows a schedule fixed beforehand."""
+    """An optimizer whose learning rate follows a schedule fixed beforehand; a rule is stepped by `apo.APO`, untuned."""
 
     def __init__(self, model: nn.Module, config: Config, schedule: Schedule) -> None:
         self.model, self.config, self.schedule = model, config, schedule
-        self.optimizer = make_optimizer(model, config)
+        self.loss = MODELS[config.model].loss
+        base = make_base(model, config)
+        self.optimizer = base if isinstance(base, torch.optim.Optimizer) else apo.APO(model, base, self.loss, tune={})
 
-    @property
-    def lr(self) -> float:
+    def hypers(self) -> dict[str, float]:
         """The learning rate of the last step."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        return {"lr": float(self.optimizer.param_groups[0]["lr"])}
 
     def step(self, batch: Batch, progress: float) -> Tensor:
         """Set the learning rate, then take the optimizer's step."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * self.schedule(progress, self.config)
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.model(batch[0]), batch[1])
+        loss = self.loss(self.model(batch[0]), batch[1])
         loss.backward()
+        if isinstance(self.optimizer, apo.APO):
+            self.optimizer.feed(batch)  # K-FAC estimates curvature on it
         self.optimizer.step()
         return loss.detach()
 
@@ -106,30 +90,31 @@ class Scheduled:
 
 
 class Apo:
-    """`apo.APO` around an optimizer of `torch.optim`, or around apo's own rule of that name."""
+    """`apo.APO`, tuning an optimizer of `torch.optim` or a rule."""
 
     def __init__(self, model: nn.Module, config: Config) -> None:
         self.model, self.config = model, config
+        self.loss = MODELS[config.model].loss
         self.optimizer = apo.APO(
             model,
-            make_rule(config) if config.rule else make_optimizer(model, config),
-            F.cross_entropy,
+            make_base(model, config),
+            self.loss,
             objective=apo.Proximal(fsd=config.fsd, wsd=config.wsd),
+            tune=dict.fromkeys(config.tune, "global"),
             meta=apo.Newton(every=config.every)
             if config.meta == "newton"
             else apo.Gradient(torch.optim.RMSprop, lr=0.1, every=config.every),
         )
         self.previous: Batch | None = None  # B', kept here so that a checkpoint between two calls loses no term
 
-    @property
-    def lr(self) -> float:
-        """The tuned learning rate."""
-        return self.optimizer.hypers()["lr"]
+    def hypers(self) -> dict[str, float]:
+        """The learning rate and what else is tuned."""
+        return {"lr": float(self.optimizer.param_groups[0]["lr"])} | self.optimizer.hypers()
 
     def step(self, batch: Batch, progress: float) -> Tensor:
         """Take the optimizer's step, and a meta-step when one is due."""
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.model(batch[0]), batch[1])
+        loss = self.loss(self.model(batch[0]), batch[1])
         loss.backward()
         self.optimizer.step(batch=batch, other=self.previous)
         self.previous = batch if self.config.fsd > 0 else None

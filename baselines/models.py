@@ -6,9 +6,10 @@ PyTorch's default initialisation, from the global generator: seed it first.
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
-from typing import Final
+from typing import Final, NamedTuple
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 Shape = tuple[int, int, int]  # channels, height, width
 
@@ -49,8 +50,7 @@ def cnn(shape: Shape, classes: int, hidden: Sequence[int] | None = None) -> nn.S
     Raises:
         ValueError: `hidden` given, or an image side below 4.
     """
-    if hidden is not None:
-        raise ValueError(f"the cnn has no hidden widths to set, got {list(hidden)}; use --model mlp or drop --hidden")
+    _no_widths("cnn", hidden)
     channels, height, width = shape
     if min(height, width) < 4:
         raise ValueError(f"images of {height}x{width} are too small for two poolings; both sides must be at least 4")
@@ -66,4 +66,117 @@ def cnn(shape: Shape, classes: int, hidden: Sequence[int] | None = None) -> nn.S
     )
 
 
-MODELS: Final[dict[str, Callable[[Shape, int, Sequence[int] | None], nn.Module]]] = {"mlp": mlp, "cnn": cnn}
+def lenet(shape: Shape, classes: int, hidden: Sequence[int] | None = None) -> nn.Sequential:
+    """The image classifier of the Quasi-Adam paper (§VI.B), with the widths of LeNet-5.
+
+    The paper gives two convolutions, each followed by max pooling and ReLU, and three fully connected layers, but no
+    widths: 6 and 16 filters of 5x5 and 120-84-classes are LeNet-5's, as is the padding of the first convolution (an
+    image of 28x28 becomes 32x32). [B, C, H, W] -> logits [B, classes]; sides of at least 12.
+
+    Args:
+        shape: of one input, (C, H, W).
+        classes: number of outputs.
+        hidden: not an option of this model.
+
+    Raises:
+        ValueError: `hidden` given, or an image side below 12.
+    """
+    _no_widths("lenet", hidden)
+    channels, height, width = shape
+    if min(height, width) < 12:
+        raise ValueError(
+            f"images of {height}x{width} are too small for the lenet, whose sides must be at least 12; use --model cnn "
+            "or another --data"
+        )
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, kernel_size=5, padding=2),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(6, 16, kernel_size=5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * ((height // 2 - 4) // 2) * ((width // 2 - 4) // 2), 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, classes),
+    )
+
+
+def autoencoder(shape: Shape, classes: int, hidden: Sequence[int] | None = None) -> nn.Sequential:
+    """The autoencoder of the Quasi-Adam paper (§VI.B), as its number of parameters identifies it.
+
+    The paper gives three convolutions, three transposed ones and 87,125 parameters. This common architecture with a
+    code of 4 numbers has exactly that many; the paper itself does not print it. [B, 1, 28, 28] -> the same, in (0, 1).
+
+    Args:
+        shape: of one input; (1, 28, 28).
+        classes: not used: the targets are the inputs.
+        hidden: not an option of this model.
+
+    Raises:
+        ValueError: `hidden` given, or images of another shape.
+    """
+    _no_widths("autoencoder", hidden)
+    if tuple(shape) != (1, 28, 28):
+        size = "x".join(map(str, shape))
+        raise ValueError(f"the autoencoder takes images of 1x28x28, not {size}; use --data fashion-mnist or mnist")
+    encoder = (
+        nn.Conv2d(1, 8, kernel_size=3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, kernel_size=3, stride=2, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, kernel_size=3, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(288, 128),
+        nn.ReLU(),
+        nn.Linear(128, 4),
+    )
+    decoder = (
+        nn.Linear(4, 128),
+        nn.ReLU(),
+        nn.Linear(128, 288),
+        nn.ReLU(),
+        nn.Unflatten(1, (32, 3, 3)),
+        nn.ConvTranspose2d(32, 16, kernel_size=3, stride=2),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.ConvTranspose2d(16, 8, kernel_size=3, stride=2, padding=1, output_padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.ConvTranspose2d(8, 1, kernel_size=3, stride=2, padding=1, output_padding=1),
+        nn.Sigmoid(),
+    )
+    return nn.Sequential(*encoder, *decoder)
+
+
+def _no_widths(name: str, hidden: Sequence[int] | None) -> None:
+    if hidden is not None:
+        raise ValueError(
+            f"the {name} has no hidden widths to set, got {list(hidden)}; use --model mlp or drop --hidden"
+        )
+
+
+class Model(NamedTuple):
+    """A model and what it is trained for.
+
+    Attributes:
+        build: from the shape of an input, the number of classes and the hidden widths (None: the default).
+        loss: of outputs and targets, as in `torch.nn.functional`: a mean over all targets, or their sum.
+        reconstructs: whether the targets are the inputs, as pixels in [0, 1], instead of classes.
+    """
+
+    build: Callable[[Shape, int, Sequence[int] | None], nn.Module]
+    loss: Callable[..., Tensor] = F.cross_entropy
+    reconstructs: bool = False
+
+
+MODELS: Final[dict[str, Model]] = {
+    "mlp": Model(mlp),
+    "cnn": Model(cnn),
+    "lenet": Model(lenet),
+    "autoencoder": Model(autoencoder, F.mse_loss, reconstructs=True),
+}

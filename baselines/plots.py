@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from baselines.run import Row
+from baselines.run import COLUMNS, Row
 from baselines.storage import replace_file
 
 BLUE, VERMILION, GREEN, INK, GREY = "#0072B2", "#D55E00", "#009E73", "#222222", "#8a8a8a"
@@ -28,7 +28,8 @@ def save(figure: Figure, path: Path) -> None:
     replace_file(path, lambda file: file.write(buffer.getvalue()))
 
 
-def _tidy(axes: Axes, xlabel: str, ylabel: str) -> None:
+def tidy(axes: Axes, xlabel: str, ylabel: str) -> None:
+    """Label axes, and draw them thin."""
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
@@ -50,25 +51,36 @@ def _log_if_positive(axes: Axes, values: Sequence[float]) -> None:
         axes.set_yscale("log")
 
 
-def training_figure(history: Sequence[Row], title: str) -> Figure:
-    """One run: batch and test loss, test accuracy, and the learning rate on a log axis, over the epochs."""
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+def training_figure(history: Sequence[Row], title: str, unit: str = "loss (nats)") -> Figure:
+    """One run: batch and test loss, test accuracy if there is one, and what is tuned on log axes, over the epochs.
+
+    Args:
+        history: the run's rows.
+        title: what was run.
+        unit: what the loss is.
+    """
+    accuracy = [100 * fraction for fraction in column(history, "test_accuracy")[1]]
+    tuned = ["lr", *(name for name in history[0] if name not in COLUMNS)]
+    panels = 1 + bool(accuracy) + len(tuned)
+    figure = Figure(figsize=(4 * panels, 3.8), layout="constrained")
     figure.suptitle(title, color=INK, fontsize=11)
-    losses, accuracy, rates = figure.subplots(1, 3)
+    losses, *others = figure.subplots(1, panels)
     at, batch = column(history, "loss", "epoch")
     losses.plot(at, batch, color=BLUE, linewidth=1.2, label="training batches")
     at, test = column(history, "test_loss", "epoch")
     losses.plot(at, test, color=VERMILION, linewidth=1.8, label="test set")
     _log_if_positive(losses, batch + test)
     losses.legend(frameon=False, labelcolor=INK)
-    _tidy(losses, "epoch", "loss (nats)")
-    at, fractions = column(history, "test_accuracy", "epoch")
-    accuracy.plot(at, [100 * fraction for fraction in fractions], color=VERMILION, linewidth=1.8)
-    _tidy(accuracy, "epoch", "test accuracy (%)")
-    at, lrs = column(history, "lr", "epoch")
-    rates.plot(at, lrs, color=GREEN, linewidth=1.8, drawstyle="steps-pre")
-    _log_if_positive(rates, lrs)
-    _tidy(rates, "epoch", "learning rate")
+    tidy(losses, "epoch", unit)
+    if accuracy:
+        axes = others.pop(0)
+        axes.plot(at, accuracy, color=VERMILION, linewidth=1.8)
+        tidy(axes, "epoch", "test accuracy (%)")
+    for name, axes in zip(tuned, others, strict=True):
+        at, values = column(history, name, "epoch")
+        axes.plot(at, values, color=GREEN, linewidth=1.8, drawstyle="steps-pre")
+        _log_if_positive(axes, values)
+        tidy(axes, "epoch", "learning rate" if name == "lr" else name)
     return figure
 
 
@@ -123,7 +135,7 @@ def _rates(axes: Axes, curves: Sequence[Curve], colours: dict[float, str]) -> No
     axes.set_yscale("log")
     axes.margins(y=0.08)
     axes.set_title("Learning rate", loc="left", color=INK, fontweight="bold")
-    _tidy(axes, "step", "learning rate")
+    tidy(axes, "step", "learning rate")
 
 
 def _losses(axes: Axes, curves: Sequence[Curve], colours: dict[float, str]) -> None:
@@ -142,7 +154,7 @@ def _losses(axes: Axes, curves: Sequence[Curve], colours: dict[float, str]) -> N
     axes.set_yscale("log")
     axes.set_ylim(lowest / 2, 5 * first)
     axes.set_title("Training loss", loc="left", color=INK, fontweight="bold")
-    _tidy(axes, "epoch", "loss of the batch, smoothed (nats)")
+    tidy(axes, "epoch", "loss of the batch, smoothed (nats)")
 
 
 def demo_figure(curves: Sequence[Curve], title: str) -> Figure:

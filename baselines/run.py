@@ -6,7 +6,7 @@ it is shown or stored.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import torch
@@ -40,14 +40,17 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_task(config: Config) -> Data:
-    """The data of a configuration: read, shortened to `examples`, and with label noise."""
-    data = load(config.data, config.data_dir)
+    """The data of a configuration: read, shortened to `examples`, with label noise or its inputs as its targets."""
+    reconstructs = MODELS[config.model].reconstructs
+    data = load(config.data, config.data_dir, standardise=not reconstructs)
     if config.examples is not None:
         if config.examples > len(data.train_targets):
             raise ValueError(f"examples={config.examples}, but {config.data} has only {len(data.train_targets)}")
         data = data._replace(
             train_inputs=data.train_inputs[: config.examples], train_targets=data.train_targets[: config.examples]
         )
+    if reconstructs:
+        return data._replace(train_targets=data.train_inputs, test_targets=data.test_inputs)
     return with_label_noise(data, config.label_noise)
 
 
@@ -83,31 +86,36 @@ class Order:
         self.generator.set_state(state["generator"])
 
 
-def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int = 1000) -> tuple[float, float]:
+def evaluate(
+    model: nn.Module, data: tuple[Tensor, Tensor], loss: Callable[..., Tensor] = F.cross_entropy, batch_size: int = 1000
+) -> tuple[float, float | None]:
     """Mean loss and accuracy in eval mode, without a graph.
 
     Args:
-        model: [B, C, H, W] -> logits [B, classes].
-        inputs: [N, C, H, W].
-        targets: [N].
+        model: [B, C, H, W] -> logits [B, classes], or outputs in the shape of the targets.
+        data: inputs [N, C, H, W] and targets, classes [N] or numbers [N, ...].
+        loss: of outputs and targets, as in `torch.nn.functional`.
         batch_size: examples at once; it bounds the memory.
 
     Returns:
-        Mean cross-entropy, in nats, and the fraction of right answers.
+        The mean loss, and the fraction of right answers, None where targets are no classes.
     """
-    loss = torch.zeros((), dtype=torch.float64, device=inputs.device)
+    inputs, targets = data
+    classes = not targets.is_floating_point()
+    total = torch.zeros((), dtype=torch.float64, device=inputs.device)
     right = torch.zeros((), dtype=torch.int64, device=inputs.device)
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
             for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
-                logits = model(x)
-                loss += F.cross_entropy(logits, y, reduction="sum").double()
-                right += (logits.argmax(1) == y).sum()
+                outputs = model(x)
+                total += loss(outputs, y, reduction="sum").double()
+                if classes:
+                    right += (outputs.argmax(1) == y).sum()
     finally:
         model.train(training)
-    return loss.item() / len(targets), right.item() / len(targets)
+    return total.item() / targets.numel(), right.item() / len(targets) if classes else None
 
 
 class Run:
@@ -127,7 +135,8 @@ class Run:
         self.steps_per_epoch = math.ceil(examples / config.batch_size)
         self.eval_every = config.eval_every or self.steps_per_epoch
         torch.manual_seed(config.seed)
-        self.model = MODELS[config.model]((shape[0], shape[1], shape[2]), self.data.classes, config.hidden)
+        build, self.loss, _ = MODELS[config.model]
+        self.model = build((shape[0], shape[1], shape[2]), self.data.classes, config.hidden)
         self.model.to(self.device).train()
         self.method = METHODS[config.method](self.model, config)
         self.order = Order(examples, config.batch_size, config.seed)
@@ -161,26 +170,30 @@ class Run:
             yield self.advance()
 
     def _record(self, loss: float | None) -> Row:
-        """Append a row: mean batch loss since the last row, learning rate, and (each `eval_every`) the test set's."""
+        """Append a row: mean batch loss since the last row, hyperparameters, and (each `eval_every`) the test set's."""
         row: Row = dict.fromkeys(COLUMNS)
-        row |= {"step": self.step, "epoch": self.step / self.steps_per_epoch, "loss": loss}
-        row |= {"lr": self.method.lr, "seconds": self.seconds}
+        row |= {"step": self.step, "epoch": self.step / self.steps_per_epoch, "loss": loss, "seconds": self.seconds}
+        row |= self.method.hypers()
         self._losses = []
         if self.finished or self.step % self.eval_every == 0:
-            row["test_loss"], row["test_accuracy"] = evaluate(self.model, self.data.test_inputs, self.data.test_targets)
+            row["test_loss"], row["test_accuracy"] = self.evaluate(self.data.test)
         self.history.append(row)
         return row
 
-    def outcome(self) -> dict[str, float]:
-        """Loss and accuracy on the whole training set and on the test set, in eval mode, as things stand now."""
-        train_loss, train_accuracy = evaluate(self.model, self.data.train_inputs, self.data.train_targets)
-        test_loss, test_accuracy = evaluate(self.model, self.data.test_inputs, self.data.test_targets)
+    def evaluate(self, data: tuple[Tensor, Tensor]) -> tuple[float, float | None]:
+        """Mean loss and accuracy (None without classes) on inputs and targets, in eval mode, as things stand now."""
+        return evaluate(self.model, data, self.loss)
+
+    def outcome(self) -> dict[str, Any]:
+        """Loss and accuracy on the whole training set and on the test set, and the hyperparameters, as things stand."""
+        train_loss, train_accuracy = self.evaluate(self.data.train)
+        test_loss, test_accuracy = self.evaluate(self.data.test)
         return {
             "train_loss": train_loss,
             "train_accuracy": train_accuracy,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
-            "lr": self.method.lr,
+            **self.method.hypers(),
             "seconds": self.seconds,
         }
 

@@ -60,7 +60,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
 def write_history(history: Sequence[Row], path: Path) -> None:
     """Write the rows as CSV, one column a field, with empty cells where nothing was measured."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, list(history[0]) if history else COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     replace_file(path, lambda file: file.write(text.getvalue().encode()))
@@ -116,7 +116,7 @@ def results(run: Run) -> dict[str, Any]:
     """The content of `results.json`: what was run, on what, and what came out.
 
     `outcome` is measured in eval mode at the end: the losses are means over the whole training and test set. Its
-    seconds are wall-clock time in training steps, evaluations left out.
+    seconds are wall-clock time in training steps, evaluations left out. `tuned_curves` has what is tuned besides lr.
     """
 
     def curve(name: str) -> list[list[float | None]]:
@@ -142,5 +142,6 @@ def results(run: Run) -> dict[str, Any]:
         "lr_curve": curve("lr"),
         "loss_curve": curve("loss"),
         "accuracy_curve": curve("test_accuracy"),
+        "tuned_curves": {name: curve(name) for name in run.history[0] if name not in COLUMNS},
         **provenance(run.device),
     }

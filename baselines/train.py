@@ -9,6 +9,7 @@ from rich.console import Console
 
 from baselines.config import Config
 from baselines.display import Interrupt, display, number, percent
+from baselines.models import MODELS
 from baselines.plots import save, training_figure
 from baselines.run import Row, Run
 from baselines.storage import CHECKPOINT, load_checkpoint, results, save_checkpoint, write_history, write_json
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 SAVE_SECONDS: Final = 30.0  # between two checkpoints; they are written at evaluations
 INTERRUPTED: Final = 130  # the shell's exit status for Ctrl-C
-TAGS: Final = {"loss": "train/batch_loss", "lr": "lr", "test_loss": "test/loss", "test_accuracy": "test/accuracy"}
+TAGS: Final = {"loss": "train/batch_loss", "test_loss": "test/loss", "test_accuracy": "test/accuracy"}
 
 
 def default_folder(config: Config) -> Path:
@@ -40,7 +41,9 @@ def _same_config(stored: dict[str, Any], asked: dict[str, Any]) -> Config:
             "the run to resume has another configuration (" + "; ".join(changed) + "); "
             "leave these options out, or start a new run in another --out"
         )
-    return Config.from_dict(now)
+    config = Config.from_dict(now)
+    config.refuse_ignored(asked)
+    return config
 
 
 def open_run(asked: dict[str, Any], folder: Path | None, resume: bool, overwrite: bool) -> tuple[Run, Path]:
@@ -58,7 +61,7 @@ def open_run(asked: dict[str, Any], folder: Path | None, resume: bool, overwrite
     """
     if resume and overwrite:
         raise ValueError("--resume continues a run and --overwrite starts it anew; give one of them")
-    folder = folder or default_folder(Config(**asked))
+    folder = folder or default_folder(Config.from_dict(asked))
     if resume:
         state = load_checkpoint(folder)
         run = Run(_same_config(state["config"], asked))
@@ -66,7 +69,9 @@ def open_run(asked: dict[str, Any], folder: Path | None, resume: bool, overwrite
         return run, folder
     if (folder / CHECKPOINT).exists() and not overwrite:
         raise ValueError(f"{folder} holds a run: --resume continues it, --overwrite starts anew, --out goes elsewhere")
-    run = Run(Config(**asked))
+    config = Config.from_dict(asked)
+    config.refuse_ignored(asked)
+    run = Run(config)
     folder.mkdir(parents=True, exist_ok=True)
     for name in (CHECKPOINT, "results.json"):  # so that no file there belongs to another run
         (folder / name).unlink(missing_ok=True)
@@ -83,9 +88,9 @@ def _tensorboard(folder: Path, step: int) -> "SummaryWriter":
 
 
 def _log(writer: "SummaryWriter", row: Row) -> None:
-    for name, tag in TAGS.items():
-        if row[name] is not None:
-            writer.add_scalar(tag, row[name], int(row["step"] or 0))
+    for name, value in row.items():
+        if name not in ("step", "epoch", "seconds") and value is not None:
+            writer.add_scalar(TAGS.get(name, name), value, int(row["step"] or 0))
 
 
 def _store(run: Run, folder: Path) -> None:
@@ -105,7 +110,7 @@ def _advance(run: Run, folder: Path, console: Console) -> bool:
             if row is None:
                 continue
             _log(writer, row)
-            if row["test_accuracy"] is not None and time.monotonic() - saved > SAVE_SECONDS:
+            if row["test_loss"] is not None and time.monotonic() - saved > SAVE_SECONDS:
                 _store(run, folder)
                 saved = time.monotonic()
         _store(run, folder)
@@ -144,11 +149,15 @@ def train(
         return INTERRUPTED
     content = results(run)
     write_json(content, folder / "results.json")
-    save(training_figure(run.history, _title(config)), folder / "training.png")
+    unit = "mean squared error" if MODELS[config.model].reconstructs else "loss (nats)"
+    save(training_figure(run.history, _title(config), unit), folder / "training.png")
     outcome = content["outcome"]
+    classes = outcome["test_accuracy"] is not None
+    test = f"accuracy {percent(outcome['test_accuracy'])}" if classes else f"loss {number(outcome['test_loss'])}"
+    hypers = ", ".join(f"{name} {number(value)}" for name, value in run.method.hypers().items())
     console.print(
-        f"Training loss {number(outcome['train_loss'])}, test accuracy {percent(outcome['test_accuracy'])}, "
-        f"lr {number(outcome['lr'])}, {outcome['seconds']:.1f} s. Picture: {folder / 'training.png'}",
+        f"Training loss {number(outcome['train_loss'])}, test {test}, {hypers}, {outcome['seconds']:.1f} s. "
+        f"Picture: {folder / 'training.png'}",
         soft_wrap=True,
     )
     return 0
@@ -156,10 +165,11 @@ def train(
 
 def _title(config: Config) -> str:
     """One line that names a run."""
+    shown = ("label_noise", "weight_decay", "damping", "fsd", "wsd", "meta")
     changed = [
         f"{field.name.replace('_', ' ')} {getattr(config, field.name)}"
         for field in dataclasses.fields(config)
-        if field.name in ("label_noise", "fsd", "wsd", "meta") and getattr(config, field.name) != field.default
+        if field.name in shown and getattr(config, field.name) != field.default
     ]
     parts = [config.data, config.model, config.optimizer, config.method, f"initial lr {config.lr:g}", *changed]
     return ", ".join(parts)

@@ -4,14 +4,31 @@ import pytest
 import torch
 from torch import nn
 
-from baselines.models import MODELS, cnn, mlp
+from baselines.models import MODELS, autoencoder, cnn, lenet, mlp
+
+SHAPES = {"mlp": [(1, 8, 8), (3, 32, 32)], "cnn": [(1, 8, 8), (3, 32, 32)], "lenet": [(1, 12, 13), (3, 32, 32)]}
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
-def test_every_model_takes_every_tasks_inputs(name: str, shape: tuple[int, int, int]) -> None:
-    model = MODELS[name](shape, 10, None)
-    assert model(torch.randn(4, *shape)).shape == (4, 10)
+def test_every_model_takes_the_inputs_it_is_for(name: str) -> None:
+    for shape in [*SHAPES.get(name, []), (1, 28, 28)]:
+        inputs = torch.rand(4, *shape)
+        outputs = MODELS[name].build(shape, 10, None)(inputs)
+        assert outputs.shape == (inputs.shape if MODELS[name].reconstructs else (4, 10))
+
+
+def test_the_numbers_of_parameters_are_the_published_ones() -> None:
+    assert parameters(lenet((1, 28, 28), 10)) == 61_706  # LeNet-5 with full connections between its feature maps
+    assert parameters(autoencoder((1, 28, 28), 10)) == 87_125  # the Quasi-Adam paper's
+
+
+def test_the_autoencoder_gives_pixels() -> None:
+    outputs = autoencoder((1, 28, 28), 10)(10 * torch.randn(8, 1, 28, 28))
+    assert 0 < outputs.min() and outputs.max() < 1
 
 
 def test_the_widths_are_the_stated_ones() -> None:
@@ -29,7 +46,12 @@ def test_the_widths_are_the_stated_ones() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="hidden widths"):
         mlp((1, 8, 8), 10, (0,))
-    with pytest.raises(ValueError, match="no hidden widths"):
-        cnn((1, 8, 8), 10, (5,))
+    for build, name in ((cnn, "cnn"), (lenet, "lenet"), (autoencoder, "autoencoder")):
+        with pytest.raises(ValueError, match=f"the {name} has no hidden widths"):
+            build((1, 28, 28), 10, (5,))
     with pytest.raises(ValueError, match="at least 4"):
         cnn((1, 3, 8), 10)
+    with pytest.raises(ValueError, match="at least 12"):
+        lenet((1, 8, 8), 10)
+    with pytest.raises(ValueError, match="1x28x28, not 1x8x8; use --data fashion-mnist"):
+        autoencoder((1, 8, 8), 10)

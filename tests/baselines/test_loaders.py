@@ -73,6 +73,8 @@ def test_idx_sets_load_from_a_folder_and_from_torchvisions_layout(
     train = images[:12].astype(np.float64)
     expected = (images[12:] - train.mean()) / train.std()
     np.testing.assert_allclose(data.test_inputs[:, 0].numpy(), expected, atol=1e-5)
+    pixels = load(name, tmp_path / "d", standardise=False)
+    np.testing.assert_allclose(pixels.test_inputs[:, 0].numpy(), images[12:] / images.max(), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("asked", "held"), [("mnist", "fashion-mnist"), ("fashion-mnist", "mnist")])

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from baselines.config import METHODS as METHOD_NAMES
-from baselines.config import OPTIMIZERS, Config
+from baselines.config import Config
 from baselines.data import load
 from baselines.methods import METHODS
+from baselines.optimizers import OPTIMIZERS
 from baselines.run import Order, Run, evaluate, pick_device
 
 DIGITS = load("digits")
@@ -21,9 +22,15 @@ APO: list[dict[str, Any]] = [
     {"optimizer": "rmsprop", "rule": True, "every": 3},
     {"optimizer": "adam", "fsd": 0.1, "wsd": 1e-3},
     {"optimizer": "sgd", "fsd": 0.1, "every": 1},
+    {"optimizer": "apollo", "tune": ("lr", "eps")},
+    {"optimizer": "quasi-adam"},
+    {"optimizer": "quasi-adam-switch", "fsd": 0.1, "every": 3},
+    {"optimizer": "kfac", "tune": ("lr", "damping"), "every": 3},
+    {"optimizer": "kfac", "tune": ("damping",), "meta": "paper"},
 ]
 CASES: list[dict[str, Any]] = [
     *({"method": method, "optimizer": name} for method in ("fixed", "cosine", "step") for name in ("sgdm", "adamw")),
+    *({"method": "cosine", "optimizer": name} for name in ("apollo", "quasi-adam", "kfac")),
     *({"method": "apo", **case} for case in APO),
 ]
 
@@ -86,7 +93,7 @@ def test_the_seed_decides_the_run() -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_trains(optimizer: str) -> None:
-    lr = {"sgd": 0.1, "sgdm": 0.03}.get(optimizer, 3e-3)
+    lr = {"sgd": 0.1, "sgdm": 0.03, "apollo": 0.3, "quasi-adam-switch": 1e-2}.get(optimizer, 3e-3)
     run = Run(Config(optimizer=optimizer, method="fixed", lr=lr, epochs=6, batch_size=50, hidden=(50,)), DIGITS)
     before = run.outcome()
     list(run.rows())
@@ -94,6 +101,45 @@ def test_every_optimizer_trains(optimizer: str) -> None:
     assert abs(before["train_loss"] - math.log(10)) < 0.5
     assert after["train_loss"] < 0.3 and after["test_accuracy"] > 0.85
     assert after["test_accuracy"] == run.history[-1]["test_accuracy"]
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize(("optimizer", "lr"), [("apollo", 0.3), ("quasi-adam", 3e-3), ("kfac", 3e-3)])
+def test_a_rule_that_torch_lacks_trains_by_every_method(optimizer: str, lr: float, method: str) -> None:
+    config = Config(optimizer=optimizer, method=method, lr=lr, epochs=3, batch_size=50, hidden=(50,))
+    run = Run(config, DIGITS)
+    list(run.rows())
+    assert run.outcome()["train_loss"] < 0.8
+    assert (run.history[0]["lr"] == run.history[-1]["lr"]) == (method == "fixed")
+
+
+def test_an_option_of_the_optimizer_reaches_it() -> None:
+    config = Config(optimizer="kfac", method="fixed", weight_decay=0.1, damping=0.5, **SMALL)
+    (group,) = Run(config, DIGITS).method.state_dict()["param_groups"]
+    assert (group["lr"], group["weight_decay"], group["damping"]) == (1e-3, 0.1, 0.5)
+
+
+def test_what_is_tuned_is_in_every_row() -> None:
+    run = Run(Config(optimizer="kfac", tune=("lr", "damping"), **SMALL), DIGITS)
+    list(run.rows())
+    dampings = [row["damping"] for row in run.history]
+    assert dampings[0] == 1e-3 and len(set(dampings)) > 3 and run.outcome()["damping"] == dampings[-1]
+    alone = Run(Config(optimizer="kfac", tune=("damping",), **SMALL), DIGITS)
+    list(alone.rows())
+    assert {row["lr"] for row in alone.history} == {1e-3} and alone.history[-1]["damping"] != 1e-3
+
+
+def test_the_autoencoder_learns_its_inputs() -> None:
+    images = torch.linspace(0, 1, 40).reshape(-1, 1, 1, 1).expand(-1, 1, 28, 28)
+    data = DIGITS._replace(train_inputs=images, train_targets=images, test_inputs=images, test_targets=images)
+    for method, reached in (("fixed", 0.03), ("apo", 0.07)):
+        run = Run(Config(model="autoencoder", method=method, lr=3e-3, steps=60, batch_size=20), data)
+        before = run.outcome()
+        list(run.rows())
+        after = run.outcome()
+        assert after["test_loss"] < reached < 0.08 < before["test_loss"] < 0.2  # 1/12 is the variance
+        assert after["test_loss"] == pytest.approx((run.model.eval()(images) - images).square().mean().item(), rel=1e-5)
+        assert after["train_accuracy"] is None and run.history[-1]["test_accuracy"] is None
 
 
 def test_schedules_set_the_learning_rate_they_name() -> None:
@@ -120,7 +166,7 @@ def test_every_example_is_visited_once_an_epoch_in_another_order() -> None:
 
 def test_evaluation_is_the_mean_over_all_examples_and_leaves_the_mode() -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), torch.nn.Dropout(0.5))
-    loss, accuracy = evaluate(model, DIGITS.test_inputs, DIGITS.test_targets, batch_size=100)
+    loss, accuracy = evaluate(model, DIGITS.test, batch_size=100)
     assert model.training
     logits = model.eval()(DIGITS.test_inputs)
     assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, DIGITS.test_targets).item(), rel=1e-5)
@@ -147,6 +193,16 @@ def test_rows_hold_what_they_say() -> None:
         ({"label_noise": 2.0}, r"label_noise=2.0.*\[0, 1\]"),
         ({"decay_at": (0.5, 1.5)}, "decay_at"),
         ({"epochs": 2, "steps": 3}, "give one"),
+        ({"optimizer": "kfac", "damping": -1.0}, "damping=-1.0.*at least 0"),
+        ({"damping": 0.1}, "damping=0.1 is an option of kfac, and adamw has none"),
+        ({"optimizer": "quasi-adam", "weight_decay": 0.1}, "weight_decay=0.1 is an option of sgd.*quasi-adam has none"),
+        ({"method": "cosine", "fsd": 1.0}, "fsd=1.0 is an option of --method apo, and --method cosine ignores it"),
+        ({"method": "fixed", "tune": ("lr", "eps")}, "tune=.*--method fixed ignores it"),
+        ({"decay_at": (0.2,)}, "decay_at=.*of --method step, and --method apo ignores it; leave out --decay-at"),
+        ({"model": "autoencoder", "label_noise": 0.1}, "label_noise=0.1 has no effect: the autoencoder"),
+        ({"model": "autoencoder", "optimizer": "kfac"}, "logits of classes, which the autoencoder's are not"),
+        ({"tune": ()}, "tune.*one name or more"),
+        ({"optimizer": "sgd", "tune": ("damping",)}, "torch.optim's sgd only lr can be tuned.*--rule.*kfac"),
     ],
 )
 def test_a_configuration_out_of_range_is_refused(values: dict[str, Any], message: str) -> None:
@@ -159,6 +215,8 @@ def test_impossible_runs_are_refused() -> None:
         Run(Config(examples=2000))
     with pytest.raises(ValueError, match="cannot be used here"):
         pick_device("nonsense")
+    with pytest.raises(ValueError, match=r"'damping'.*can adapt 'lr', 'rho'"):
+        Run(Config(optimizer="rmsprop", rule=True, tune=("damping",), **SMALL), DIGITS)
     run = Run(Config(method="fixed", **SMALL), DIGITS)
     with pytest.raises(ValueError, match="reads format 1"):
         run.load_state_dict({"format": 2})

@@ -15,6 +15,7 @@ import torch
 from baselines.cli import main
 from baselines.display import Interrupt
 from baselines.storage import commit, finite, replace_file
+from tests.baselines.test_loaders import write_idx_set
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["train", "--method", "fixed", "--steps", "40", "--hidden", "16"]
@@ -119,6 +120,31 @@ def test_a_stored_run_is_neither_overwritten_nor_changed_by_accident(
     assert "cannot be read" in capsys.readouterr().err
 
 
+def test_what_is_tuned_besides_lr_is_stored_and_survives_an_interrupt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = ["--optimizer", "kfac", "--tune", "lr", "--tune", "damping", "--damping", "0.01"]
+    command = ["train", *tuned, "--steps", "40", "--hidden", "16", "--out", str(tmp_path / "r")]
+    assert main(command) == 0
+    content = json.loads((tmp_path / "r" / "results.json").read_text())
+    assert content["config"]["tune"] == ["lr", "damping"] and list(content["tuned_curves"]) == ["damping"]
+    curve = content["tuned_curves"]["damping"]
+    assert curve[0] == [0, 0.01] and curve[-1] == [40, content["outcome"]["damping"]] and curve[-1][1] != 0.01
+    assert [float(row["damping"]) for row in rows(tmp_path / "r")] == [value for _, value in curve]
+    assert "damping" in capsys.readouterr().out
+    assert main(["train", "--resume", *tuned, "--out", str(tmp_path / "r")]) == 0
+
+
+def test_an_autoencoder_reports_losses_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_idx_set(tmp_path / "d", compressed=False)
+    task = ["--data", "mnist", "--data-dir", str(tmp_path / "d"), "--model", "autoencoder", "--batch-size", "6"]
+    assert main(["train", *task, "--steps", "4", "--out", str(tmp_path / "r")]) == 0
+    outcome = json.loads((tmp_path / "r" / "results.json").read_text())["outcome"]
+    assert outcome["test_accuracy"] is None and 0 < outcome["test_loss"] < 0.5
+    out = capsys.readouterr().out
+    assert "test loss" in out and "accuracy" not in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -127,6 +153,14 @@ def test_a_stored_run_is_neither_overwritten_nor_changed_by_accident(
         (["--resume", "--overwrite"], "give one of them"),
         (["--model", "cnn", "--hidden", "5"], "no hidden widths"),
         (["--device", "nonsense"], "cannot be used here"),
+        (["--method", "cosine", "--fsd", "0"], "fsd=0.0 is an option of --method apo, and --method cosine ignores it"),
+        (["--method", "fixed", "--tune", "lr"], "--method fixed ignores it; leave out --tune"),
+        (["--decay-factor", "0.1"], "decay_factor=0.1 is an option of --method step"),
+        (["--damping", "0.1"], "damping=0.1 is an option of kfac"),
+        (["--optimizer", "quasi-adam", "--weight-decay", "0"], "quasi-adam has none; leave out --weight-decay"),
+        (["--optimizer", "sgd", "--tune", "lr,damping"], "only lr can be tuned"),
+        (["--optimizer", "kfac", "--tune", "momentum"], "can adapt 'lr', 'damping'"),
+        (["--model", "autoencoder"], "1x28x28, not 1x8x8"),
     ],
 )
 def test_mistakes_are_explained_in_a_line(
