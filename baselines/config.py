@@ -109,8 +109,8 @@ class Config:
         self.refuse_ignored(f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default)
         if self.optimizer == "kfac" and MODELS[self.model].reconstructs:
             raise ValueError(
-                f"kfac takes a model's outputs for the logits of classes, which the {self.model}'s are not; use another "
-                "--optimizer or --model"
+                f"kfac takes a model's outputs for the logits of classes, which the {self.model}'s are not; "
+                "use another --optimizer or --model"
             )
         _require(len(self.tune) > 0, "tune", self.tune, "one name or more, such as lr")
         if set(self.tune) != {"lr"} and not self.uses_rule:
