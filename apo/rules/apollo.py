@@ -8,7 +8,8 @@
 
 from m = d = B = 0 at t = 0; one α for each tensor, everything else elementwise. η lr, β beta, ε eps, w weight_decay.
 The L2 decay adds wθ to g; the decoupled decay adds it to d', and so to the d that the next step learns from. α is what
-makes dᵀB'd = −dᵀ(m' − m) (at ε = 0), the curvature that was seen along the last step, with the least change of B.
+makes dᵀB'd = −dᵀ(m' − m) at ε = 0 with the least change of B. The last step was −ηd, so B is η times the curvature:
+where |B| is above σ the step is Newton's, m over the curvature, whatever η is; elsewhere it is SGD's with rate η/σ.
 
 m' − m is computed as [(1 − β) / (1 − βᵗ⁺¹)](g − m), which is the same. The step without momentum has g in the place of
 m' in d' alone: B' is the real step's, average and all. Source: Ma, arXiv 2009.13586, Algorithms 1 and 2, Eq. 7-11.
@@ -30,7 +31,7 @@ Decay = Literal["l2", "decoupled"]
 
 
 class ApolloHypers(NamedTuple):
-    """Hyperparameters, each []: lr in Newton steps (no unit), eps in the units of d, which are the parameter's."""
+    """Hyperparameters, each []: lr in parameter per gradient units, weight_decay in the inverse, eps in gradient units."""
 
     lr: Tensor
     beta: Tensor
@@ -81,18 +82,17 @@ def apollo(
 ) -> Rule[ApolloState, ApolloHypers]:
     """Apollo, a diagonal quasi-Newton method.
 
-    Where |B| is below σ, and so at the first step, it is SGD with learning rate η/σ; elsewhere it takes η of a Newton
-    step. Only η/σ matters as long as εσ stays (Theorem 1 of the source, which forgets ε): tune η, and leave σ.
-    The source warms η up linearly over the first steps, in which B is learnt: that is for a schedule, not for the rule.
+    Only η/σ matters as long as εσ stays (Theorem 1 of the source, which forgets ε): tune η, and leave σ. The source
+    warms η up linearly over the first steps, in which B is learnt: that is for a schedule, not for the rule.
 
     Args:
-        lr: Learning rate η ≥ 0, in Newton steps. The source warms it up to 0.1 on a small CNN (the default here), to
-            0.5 on CIFAR-10 and to 10 on language.
+        lr: Learning rate η ≥ 0, in parameter units per gradient unit. The source warms it up to 0.1 on a small CNN (the
+            default here), to 0.5 on CIFAR-10 and to 10 on language.
         beta: β in [0, 1).
-        eps: ε ≥ 0, in the units of d: directions much shorter than this teach B nothing.
-        weight_decay: w ≥ 0, in curvature units for "l2", without unit for "decoupled".
+        eps: ε ≥ 0, in gradient units: directions that are much shorter teach B nothing.
+        weight_decay: w ≥ 0, in gradient units per parameter unit.
         decay: "l2" adds wθ to the gradient, "decoupled" to the direction, where it is not divided by the curvature.
-        sigma: σ > 0, the least curvature that a step is divided by, in gradient units per parameter unit.
+        sigma: σ > 0, the least |B| that a step divides by; B has no unit.
 
     Returns:
         The rule, differentiable in every hyperparameter. A weight_decay given as 0 is left out of the step for good.

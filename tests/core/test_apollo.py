@@ -165,6 +165,18 @@ def test_the_curvature_is_that_of_the_last_step() -> None:
             torch.testing.assert_close(along, -change, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("lr", [0.21, 1.0, 30.0])
+def test_the_step_is_newtons_whatever_the_learning_rate(lr: float) -> None:
+    """B is η times the curvature, once that is above σ: the second step ends in the minimum of ½ · 5θ²."""
+    rule = apo.apollo(lr=lr, beta=0.0, eps=0.0)
+    params = {"w": torch.tensor(2.0, dtype=torch.float64)}
+    state = rule.init(params)
+    for _ in range(2):
+        params, state = rule.step(params, {"w": 5.0 * params["w"]}, state, rule.hypers)
+    assert state.curvature["w"].item() == pytest.approx(5.0 * lr)
+    assert params["w"].item() == pytest.approx(0.0, abs=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [1e-15, 1e-8, 1e8, 1e15])
 def test_fourth_powers_neither_overflow_nor_vanish(scale: float, dtype: torch.dtype) -> None:
