@@ -31,7 +31,7 @@ Decay = Literal["l2", "decoupled"]
 
 
 class ApolloHypers(NamedTuple):
-    """Hyperparameters, each []: lr in parameter per gradient units, weight_decay in the inverse, eps in gradient units."""
+    """Hyperparameters, each []: lr in parameter per gradient units, weight_decay in its inverse, eps in gradients."""
 
     lr: Tensor
     beta: Tensor
