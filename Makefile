@@ -18,12 +18,14 @@ help:  ## List the targets
 setup: $(READY)  ## Create .venv with the package, the baselines and the developers' tools
 	@echo '.venv is ready'
 
-# torch goes first: constraints.txt names the build, and nothing installed after it may ask for another.
+# torch goes first: constraints.txt names the build, and nothing installed after it may ask for another. curvlinops goes
+# last, alone: backpack asks for torchvision, and so for another torch, though nothing that is used here imports it.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("apo needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python $(PIP_INSTALL) torch
 	$(BIN)/python $(PIP_INSTALL) -e '.[baselines,dev]'
+	$(BIN)/python $(PIP_INSTALL) --no-deps curvlinops-for-pytorch backpack-for-pytorch
 	@touch $@
 
 demo: $(READY)  ## Tune three far-off learning rates; DATA=digits or fashion-mnist
