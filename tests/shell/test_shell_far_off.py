@@ -1,6 +1,7 @@
 """From a learning rate 100 times too small and 100 times too large, the tuning moves it the right way."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,9 @@ GOOD: dict[str, tuple[Any, float]] = {
     "rule-rmsprop": (lambda p, lr: apo.rmsprop(lr=lr), 0.003),
     "rule-adam": (lambda p, lr: apo.adam(lr=lr), 0.01),
     "rule-adamw": (lambda p, lr: apo.adamw(lr=lr), 0.01),
+    "rule-quasi-adam": (lambda p, lr: apo.quasi_adam(lr=lr), 0.01),
+    "rule-quasi-adam-tensor": (lambda p, lr: apo.quasi_adam(lr=lr, secant="tensor"), 0.01),
+    "rule-quasi-adam-switch": (lambda p, lr: apo.quasi_adam(lr=lr, variant="switch"), 0.01),
     "rule-apollo": (lambda p, lr: apo.apollo(lr=lr), 0.5),
     "rule-apollo-clipped": (lambda p, lr: apo.chain(apo.clip_by_norm(0.5), apo.apollo(lr=lr)), 0.5),
 }
@@ -107,11 +111,27 @@ def test_moves_the_right_way(name: str, meta: str, scale: float, digits: list[Ba
 @from_far_off
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
 @pytest.mark.parametrize(
-    "name", ["sgd", "sgd-momentum", "adamw", "rmsprop", "adagrad", "muon-adamw", "rule-sgd", "rule-apollo"]
+    "name",
+    ["sgd", "sgd-momentum", "adamw", "rmsprop", "adagrad", "muon-adamw", "rule-sgd", "rule-apollo", "rule-quasi-adam"],
 )
 def test_a_searched_start_does_not_end_dead(name: str, activation: Any, scale: float, digits: list[Batch]) -> None:
     """The default, after 300 steps. A network that outputs the class frequencies has a loss of 2.3."""
     model = mlp(activation)
     opt = apo.APO(model, base_of(name, model, scale), F.cross_entropy)
     run(model, opt, digits)
+    assert mean_loss(model, digits) < 0.7
+
+
+@from_far_off
+@pytest.mark.parametrize("meta", ["newton", "paper"])
+def test_two_hyperparameters_of_a_rule_move_together(meta: str, scale: float, digits: list[Batch]) -> None:
+    """The weight of Quasi-Adam's second direction finds its size beside a learning rate that is far off."""
+    model = mlp()
+    base, tune = base_of("rule-quasi-adam", model, scale), {"lr": "global", "qn_weight": "global"}
+    opt = apo.APO(model, base, F.cross_entropy, tune=tune, meta=meta)
+    start = opt.hypers()["lr"]
+    run(model, opt, digits)
+    factor = opt.hypers()["lr"] / start
+    assert factor > 4.0 if scale < 1.0 else factor < 0.5
+    assert max(abs(math.log(weight)) for weight in opt.record.column("qn_weight")) > 0.1
     assert mean_loss(model, digits) < 0.7

@@ -202,7 +202,10 @@ def rule_differences(
     }
 
 
-TUNED_NAMES = ("sgd-nesterov-decay", "rmsprop-rho", "adamw", "adam-decay", "apollo-decoupled-decay", "apollo-clipped")
+TUNED_NAMES = (
+    *("sgd-nesterov-decay", "rmsprop-rho", "adamw", "adam-decay", "apollo-decoupled-decay", "apollo-clipped"),
+    *("quasi-adam", "quasi-adam-tensor", "quasi-adam-switch"),
+)
 TUNED_RULES = [case for case in RULES if case.name in TUNED_NAMES]
 
 
