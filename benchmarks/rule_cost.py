@@ -1,0 +1,159 @@
+"""What an iteration costs with each base optimizer, against plain SGD: Table 5 of the Apollo paper, on one CNN.
+
+Every optimizer trains its own copy of the CNN of the APO paper (App. C) on Fashion-MNIST, batch 100, one CPU thread. In
+each round all of them take a block of iterations (forward, backward, step), in an order that turns from round to round,
+so that other work on the machine falls on all alike; a round gives one ratio to SGD's time in the same round. Medians
+and quartiles over rounds are reported. Models and state are made anew in each round: aged averages turn denormal, and
+slow. The first 40 iterations are not timed: K-FAC measures the curvature more often there.
+
+    python benchmarks/rule_cost.py --out docs/results/rule_cost
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_optimizer
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import apo
+from baselines.data import load
+from baselines.models import cnn
+
+Batch = tuple[Tensor, Tensor]
+Iteration = Callable[[Batch], None]
+PAPER = {"Adam": 1.16, "Apollo": 1.42, "AdaHessian": 5.76}
+"""CIFAR-10, ResNet-110: seconds per iteration relative to SGD, Table 5."""
+UNTIMED = 40
+
+
+def iteration(model: nn.Module, optimizer: torch.optim.Optimizer, create_graph: bool = False) -> Iteration:
+    """One iteration of a torch optimizer."""
+
+    def run(batch: Batch) -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(batch[0]), batch[1]).backward(create_graph=create_graph)
+        optimizer.step()
+
+    return run
+
+
+def of_rule(make: Callable[[nn.Module], apo.Rule]) -> Callable[[nn.Module], Iteration]:
+    """One iteration of an update rule under `apo.APO`, with nothing tuned."""
+
+    def build(model: nn.Module) -> Iteration:
+        optimizer = apo.APO(model, make(model), F.cross_entropy, tune={})
+
+        def run(batch: Batch) -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(model(batch[0]), batch[1]).backward()
+            optimizer.step(batch=batch)
+
+        return run
+
+    return build
+
+
+ITERATIONS: dict[str, Callable[[nn.Module], Iteration]] = {
+    "SGD (torch)": lambda model: iteration(model, torch.optim.SGD(model.parameters(), lr=1e-3)),
+    "Adam (torch)": lambda model: iteration(model, torch.optim.Adam(model.parameters(), lr=1e-4)),
+    "AdaHessian (pytorch_optimizer)": lambda model: iteration(
+        model, pytorch_optimizer.AdaHessian(model.parameters(), lr=1e-3), create_graph=True
+    ),
+    "ApolloDQN (pytorch_optimizer)": lambda model: iteration(
+        model, pytorch_optimizer.ApolloDQN(model.parameters(), lr=1e-4, rebound="constant")
+    ),
+    "SGD": of_rule(lambda _: apo.sgd(lr=1e-3)),
+    "Adam": of_rule(lambda _: apo.adam(lr=1e-4)),
+    "Apollo": of_rule(lambda _: apo.apollo(lr=1e-3)),
+    "Quasi-Adam": of_rule(lambda _: apo.quasi_adam(lr=1e-4)),
+    "K-FAC, every 50": of_rule(lambda model: apo.kfac(model, lr=1e-4, damping=1e-2)),
+    "K-FAC, every 50, empirical": of_rule(lambda model: apo.kfac(model, lr=1e-4, damping=1e-2, fisher="empirical")),
+    "K-FAC, every 200": of_rule(lambda model: apo.kfac(model, lr=1e-4, damping=1e-2, every=200)),
+}
+
+
+def measure(rounds: int, block: int, batch_size: int, data: str) -> dict[str, list[float]]:
+    """Seconds per iteration of every optimizer in every round.
+
+    Args:
+        rounds: Rounds.
+        block: Iterations of each optimizer in a round; a multiple of 200 makes K-FAC's measurements fall evenly.
+        batch_size: Examples in a batch.
+        data: The data set.
+    """
+    torch.set_num_threads(1)
+    task = load(data)
+    shape = tuple(task.train_inputs.shape[1:])
+    order = torch.Generator().manual_seed(0)
+    seconds: dict[str, list[float]] = {name: [] for name in ITERATIONS}
+    names = list(ITERATIONS)
+    for number in range(rounds):
+        rows = torch.randint(len(task.train_inputs), (UNTIMED + block, batch_size), generator=order)
+        batches = [(task.train_inputs[r], task.train_targets[r]) for r in rows]
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            torch.manual_seed(0)
+            run = ITERATIONS[name](cnn(shape, task.classes))  # type: ignore[arg-type]
+            for batch in batches[:UNTIMED]:
+                run(batch)
+            start = time.perf_counter()
+            for batch in batches[UNTIMED:]:
+                run(batch)
+            seconds[name].append((time.perf_counter() - start) / block)
+        print(f"round {number + 1} of {rounds}", flush=True)
+    return seconds
+
+
+def summary(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Median seconds, and the quartiles of the ratio to SGD of torch in the same round."""
+    rows = []
+    for name, times in seconds.items():
+        ratios = [t / s for t, s in zip(times, seconds["SGD (torch)"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        rows.append({"name": name, "ms": 1e3 * statistics.median(times), "low": low, "median": middle, "high": high})
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = ["| optimizer | ms | relative to SGD | quartiles | paper |", "|---|---:|---:|---|---:|"]
+    for row in rows:
+        paper = PAPER.get(row["name"].split(" ")[0], "")
+        lines.append(
+            f"| {row['name']} | {row['ms']:.1f} | {row['median']:.2f} | {row['low']:.2f}-{row['high']:.2f} | {paper} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print the table, store the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/rule_cost"))
+    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--block", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=100)
+    options = parser.parse_args()
+    # AdaHessian needs a graph of the backward; the cycle that torch warns of is broken by zero_grad.
+    warnings.filterwarnings("ignore", message="Using backward.. with create_graph=True")
+    seconds = measure(options.rounds, options.block, options.batch_size, options.data)
+    rows = summary(seconds)
+    print(table(rows))
+    options.out.mkdir(parents=True, exist_ok=True)
+    machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
+    content = {"machine": machine, "options": {k: str(v) for k, v in vars(options).items() if k != "out"}}
+    (options.out / "results.json").write_text(
+        json.dumps({**content, "rows": rows, "seconds": seconds}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
