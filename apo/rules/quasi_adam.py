@@ -19,8 +19,7 @@ The step without momentum has g in the place of m̂. Source: Ranganath et al., *
 quasi-Newton approximations*, 2024, Eq. 3-5 and 7-10, with w = 1; "switch" is after the code that its authors released.
 """
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -70,6 +69,7 @@ class Part(NamedTuple):
     """One tensor's part in a step.
 
     Attributes:
+        name: The parameter's name.
         param: θ.
         adam: Adam's direction, shaped as θ.
         target: The u to which H is applied, likewise.
@@ -78,6 +78,7 @@ class Part(NamedTuple):
         after: Its state after the step.
     """
 
+    name: str
     param: Tensor
     adam: Tensor
     target: Tensor
@@ -97,17 +98,15 @@ def step(
     params: Params, grads: Params, state: QuasiAdamState, hypers: QuasiAdamHypers, *, secant: Secant, variant: Variant
 ) -> tuple[Params, QuasiAdamState]:
     """One step of all tensors with a gradient."""
-    parts = _parts(params, grads, state, hypers, variant, momentum=True)
-    moved = _moved(parts, secant, variant)
-    return collect(params, state, ((name, moved[name], part.after) for name, part in parts.items()))
+    return collect(params, state, _updated(_parts(params, grads, state, hypers, variant), secant, variant))
 
 
 def without_momentum(
     params: Params, grads: Params, state: QuasiAdamState, hypers: QuasiAdamHypers, *, secant: Secant, variant: Variant
 ) -> Params:
     """The step with the gradient in the place of its average."""
-    moved = _moved(_parts(params, grads, state, hypers, variant, momentum=False), secant, variant)
-    return params | {name: new.to(params[name].dtype) for name, new in moved.items()}
+    parts = _parts(params, grads, state, hypers, variant, momentum=False)
+    return collect(params, state, _updated(parts, secant, variant))[0]
 
 
 def quasi_adam(
@@ -137,9 +136,9 @@ def quasi_adam(
         secant: "global" takes s and y over all tensors together, which under `apo.APO` are those of a parameter group;
             "tensor" gives each tensor a pair, and an H, of its own.
         variant: "sum" adds w H g to Adam's direction. "switch" takes w H m̂ instead of Adam's direction where the pair
-            is accepted, m̂ being corrected for its start. So does the code that the authors released, which
-            differs in that w is 1, the pair is each tensor's own, y the difference of the *averages* m, acceptance
-            sᵀy > 0, and ε outside the root.
+            is accepted, m̂ being corrected for its start; there w only scales that step. So does the code that the
+            source's authors released, where w is 1, the pair is each tensor's own, y is the difference of the
+            *averages* m, a pair is accepted if sᵀy > 0, and ε is outside the root.
 
     Returns:
         The rule, differentiable in every hyperparameter; the acceptance of a pair depends on none of them. A qn_weight
@@ -169,10 +168,15 @@ def quasi_adam(
 
 
 def _parts(
-    params: Params, grads: Params, state: QuasiAdamState, hypers: QuasiAdamHypers, variant: Variant, *, momentum: bool
-) -> dict[str, Part]:
-    """Every tensor's part in the step, with or without its momentum."""
-    parts = {}
+    params: Params,
+    grads: Params,
+    state: QuasiAdamState,
+    hypers: QuasiAdamHypers,
+    variant: Variant,
+    *,
+    momentum: bool = True,
+) -> Iterator[Part]:
+    """The part of every tensor with a gradient, with or without its momentum."""
     for name, param, grad, old, own in slices(params, grads, state, hypers):
         count = old.step + 1.0
         exp_avg = own.beta1 * old.exp_avg + (1.0 - own.beta1) * grad
@@ -183,21 +187,21 @@ def _parts(
         mean = exp_avg / (1.0 - own.beta1**count) if momentum else grad
         pair, last_param, last_grad = None, None, None
         if old.last_param is not None and old.last_grad is not None:
-            # A product, since a condition on the CPU cannot choose between tensors on an accelerator.
+            # A product: a count on the CPU may scale tensors on an accelerator, but not always choose between them.
             begun = (old.step > 0.0).to(param.dtype)
             pair = begun * (param - old.last_param), begun * (grad - old.last_grad)
             # Copies, since the owner of parameters and gradients may go on to write into them.
             last_param, last_grad = param.clone(), grad.clone()
         after = QuasiAdamState(exp_avg, exp_avg_sq, last_param, last_grad, count)
-        parts[name] = Part(param, mean / root, mean if variant == "switch" else grad, pair, own, after)
-    return parts
+        yield Part(name, param, mean / root, mean if variant == "switch" else grad, pair, own, after)
 
 
-def _moved(parts: Mapping[str, Part], secant: Secant, variant: Variant) -> Params:
-    """The new parameters."""
-    sharing = [list(parts.values())] if secant == "global" else [[part] for part in parts.values()]
-    directions = itertools.chain.from_iterable(_directions(group, variant) for group in sharing)
-    return {name: p.param - p.hypers.lr * d for (name, p), d in zip(parts.items(), directions, strict=True)}
+def _updated(parts: Iterator[Part], secant: Secant, variant: Variant) -> Iterator[tuple[str, Tensor, QuasiAdamState]]:
+    """The name, the new parameter and the new state of every part; one by one where they share nothing."""
+    sharing: Iterable[list[Part]] = [list(parts)] if secant == "global" else ([part] for part in parts)
+    for group in sharing:
+        for part, direction in zip(group, _directions(group, variant), strict=True):
+            yield part.name, part.param - part.hypers.lr * direction, part.after
 
 
 def _directions(parts: Sequence[Part], variant: Variant) -> list[Tensor]:
