@@ -3,7 +3,7 @@
 import json
 import math
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,16 @@ def train(config: Config, train_examples: int) -> Result:
     }
 
 
+def _train_all(configs: Sequence[Config], train_examples: int, workers: int) -> Iterator[Result]:
+    """The results, as they are there."""
+    if workers == 1:
+        yield from (train(config, train_examples) for config in configs)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(train, config, train_examples) for config in configs]):
+            yield future.result()
+
+
 def sweep(
     configs: Sequence[Config],
     path: Path,
@@ -66,7 +76,7 @@ def sweep(
     Args:
         configs: what to run.
         path: a JSON file with the results under "runs", and where and with what they were computed.
-        workers: processes, of one thread each.
+        workers: processes, of one thread each; 1: this one.
         train_examples: as for `train`.
         report: called with each new result.
 
@@ -77,11 +87,9 @@ def sweep(
     stored = json.loads(path.read_text())["runs"] if path.exists() else []
     done: dict[Config, Result] = {Config.from_dict(result["config"]): result for result in stored}
     about = provenance(torch.device("cpu")) | {"threads": 1}
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        missing = [config for config in configs if config not in done]
-        for future in as_completed([pool.submit(train, config, train_examples) for config in missing]):
-            result = future.result()
-            done[Config.from_dict(result["config"])] = result
-            write_json({"train_examples": train_examples, **about, "runs": list(done.values())}, path)
-            report(result)
+    missing = [config for config in configs if config not in done]
+    for result in _train_all(missing, train_examples, workers):
+        done[Config.from_dict(result["config"])] = result
+        write_json({"train_examples": train_examples, **about, "runs": list(done.values())}, path)
+        report(result)
     return [done[config] for config in configs]
