@@ -34,7 +34,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {  # the learning rate and the batch si
 MEASURES = {"first half": "mean of the first half", "half": "at the half", "end": "at the end"}
 
 
-def config(experiment: str, optimizer: str, seed: int, epochs: int, examples: int | None) -> Config:
+def config(experiment: str, optimizer: str, seed: int, epochs: int, data_dir: str | None) -> Config:
     """One run."""
     settings = {"log_every": 10**6, "eval_every": None} | EXPERIMENTS[experiment]
     return Config(
@@ -43,7 +43,7 @@ def config(experiment: str, optimizer: str, seed: int, epochs: int, examples: in
         optimizer=optimizer,
         seed=seed,
         epochs=epochs,
-        examples=examples,
+        data_dir=data_dir,
         **settings,
     )
 
@@ -126,11 +126,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--experiments", nargs="+", choices=tuple(EXPERIMENTS), default=list(EXPERIMENTS))
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--examples", type=int, metavar="N", help="train on the first N examples only")
+    parser.add_argument("--data-dir", metavar="DIR", help="where Fashion-MNIST is, if not in the usual places")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     options = parser.parse_args(argv)
     cells = [(e, o, s) for e in options.experiments for s in range(options.seeds) for o in OPTIMIZERS]
-    configs = [config(*cell, options.epochs, options.examples) for cell in cells]
+    configs = [config(*cell, options.epochs, options.data_dir) for cell in cells]
 
     def report(result: Result) -> None:
         had = {name: result["config"][name] for name in ("model", "batch_size", "lr", "optimizer", "seed")}
