@@ -79,13 +79,9 @@ class Observing:
             self._undo.pop()()
 
     def _due(self, steps: int) -> list[tuple[RuleBase, Fisher, Collector]]:
-        """Every so many steps, and at first after 0, 1, 2, 4, ...: the curvature changes most when training begins."""
-        early = steps & (steps - 1) == 0
-        return [
-            watched
-            for watched in self._watched
-            if steps % watched[1].every == 0 or (early and steps < watched[1].every)
-        ]
+        """At first often, then every so many steps: the curvature changes most when training begins."""
+        early = 1 << max(0, steps.bit_length() - 4)  # a sixteenth to an eighth of the steps taken
+        return [watched for watched in self._watched if steps % min(early, watched[1].every) == 0]
 
     def _measured(self, fisher: Fisher, collector: Collector, feeds: Sequence[Fed], steps: int) -> Statistics:
         """The weighted mean of the factors over the fed batches."""

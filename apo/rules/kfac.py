@@ -29,6 +29,10 @@ from apo.trees import compute_dtype
 from apo.types import Fisher, Layer, Params, Rule, Statistics
 
 
+RECENT = 8.0
+"""About as many observations count at the beginning, before the average is as long as it is meant to be."""
+
+
 class KFACHypers(NamedTuple):
     """Hyperparameters, each []: lr in steps of natural gradient descent, damping in units of the loss's curvature."""
 
@@ -97,8 +101,8 @@ def step(
 def observe(state: KFACState, statistics: Statistics, *, ema: float) -> KFACState:
     """Fold the factors of a batch into the averages, and decompose these.
 
-    The first observation is taken as it is; the k-th has the weight max(1/k, 1 − ema). Layers that the state does not
-    have are left aside.
+    The k-th observation has the weight min(1, 8/k), until that is less than 1 − ema: while the curvature still changes
+    fast, old observations are soon forgotten. Layers that the state does not have are left aside.
 
     Raises:
         ValueError: If a factor is not finite.
@@ -108,7 +112,7 @@ def observe(state: KFACState, statistics: Statistics, *, ema: float) -> KFACStat
         if name not in state.inputs:
             continue
         count = state.observations[name] + 1.0
-        fresh = torch.maximum(1.0 / count, torch.tensor(1.0 - ema, dtype=torch.float64))
+        fresh = torch.maximum((RECENT / count).clamp_max(1.0), torch.tensor(1.0 - ema, dtype=torch.float64))
         for average, basis, values, factor in (
             (new.inputs, new.input_basis, new.input_values, factors.inputs),
             (new.outputs, new.output_basis, new.output_values, factors.outputs),
@@ -124,7 +128,7 @@ def observe(state: KFACState, statistics: Statistics, *, ema: float) -> KFACStat
 def kfac(
     model: nn.Module,
     lr: float = 1e-2,
-    damping: float = 1e-3,
+    damping: float = 1e-2,
     weight_decay: float = 0.0,
     *,
     fisher: Literal["mc", "exact", "empirical"] = "mc",

@@ -142,18 +142,18 @@ def test_equals_curvlinops(name: str, fisher: Any) -> None:
 
 
 def test_observations_are_averaged() -> None:
-    """The first is taken as it is, the k-th with weight 1/k, until the average's own 1 − ema is more."""
+    """The k-th is taken with weight min(1, 8/k), until the average's own 1 − ema is more."""
     model = nn.Linear(3, 2).double()
-    rule = apo.kfac(model, ema=0.6)
+    rule = apo.kfac(model, ema=0.4)
     state = rule.init(values(model))
-    seen = [Factors(spd(4, seed), spd(2, seed + 50)) for seed in range(5)]
+    seen = [Factors(spd(4, seed), spd(2, seed + 50)) for seed in range(16)]
     expected = Factors(*(torch.zeros_like(f) for f in seen[0]))
     for k, factors in enumerate(seen, 1):
         before = copy.deepcopy(state)
         new = rule.observe(state, {"weight": factors, "elsewhere": factors})
         for one, other in zip(state, before, strict=True):
             assert all(torch.equal(one[name], other[name]) for name in one)
-        weight = max(1.0 / k, 0.4)
+        weight = max(min(1.0, 8.0 / k), 0.6)
         expected = Factors(*((1 - weight) * e + weight * f for e, f in zip(expected, factors, strict=True)))
         state = new
         torch.testing.assert_close(state.inputs["weight"], expected.inputs)
