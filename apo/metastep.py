@@ -130,6 +130,10 @@ class MetaStep:
         """The effective learning rate of each group in the step that stays."""
         return [rate * self._step.scale for rate in self._tuning.rates(self._values)]
 
+    def guard(self) -> None:
+        """Shorten the step that has been taken if it made its own batch clearly worse, and judge it no further."""
+        self._backtrack(self._loss())
+
     def judge(self) -> Row:
         """Judge the step that has been taken, and move the hyperparameters.
 
@@ -138,7 +142,7 @@ class MetaStep:
         """
         verdict = self._verdict()
         whole = all(map(math.isfinite, verdict.start.values()))  # else the step itself is not finite
-        shortened = whole and not self._searched and self._backtrack(verdict)
+        shortened = whole and self._backtrack(verdict.loss)
         endless = self._objective.loss_model == "linear" and not (self._others or self._wsd)
         self.skipped = not shortened and not verdict.finite
         moving = not shortened and not self.skipped and not endless
@@ -184,15 +188,17 @@ class MetaStep:
         self.scale = self._tuning.rescale(scale * (max(self._ratios) or 1.0) / build_up)
         self._searched = True
 
-    def _backtrack(self, verdict: Verdict) -> bool:
-        """Shorten a step that made its own batch clearly worse."""
+    def _backtrack(self, loss: float) -> bool:
+        """Shorten a step that made its own batch clearly worse, and has not just been searched."""
         watch = self._tuning.watch
-        if self._tuning.backtracks and self._feeds and watch.outlier(verdict.loss):
+        if self._searched:
+            return False
+        if self._tuning.backtracks and self._feeds and watch.outlier(loss):
             start = self._start()
-            if math.isfinite(start) and not verdict.loss <= start + watch.spread:
+            if math.isfinite(start) and not loss <= start + watch.spread:
                 self._step.rescale(self._tuning.rescale(shorten(self._loss_at, start)))
                 return True
-        watch.add(verdict.loss)
+        watch.add(loss)
         return False
 
     def _verdict(self) -> Verdict:

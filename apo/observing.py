@@ -44,6 +44,10 @@ class Observing:
         for _, _, collector in self._watched:
             weakref.finalize(self, collector.stop).atexit = False
 
+    def due(self, steps: int) -> bool:
+        """Whether the step after a number of steps is preceded by an observation."""
+        return bool(self._due(steps))
+
     def wants_batch(self, steps: int) -> bool:
         """Whether the step after a number of steps needs a batch to measure the curvature on."""
         return any(fisher.kind != "empirical" for _, fisher, _ in self._due(steps))

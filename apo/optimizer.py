@@ -1,12 +1,10 @@
 """`APO`: any optimizer, with hyperparameters that tune themselves while it trains.
 
 At a meta-step the shell (1) takes the outputs on B' at θ, (2) takes the step, (3) takes Q and its gradient G at the
-live weights, which now are θ', and (4) pulls G back to the hyperparameters and moves them for the steps to come. Any
-other step is the base optimizer's own. The shell only conducts: `bases` takes steps, `evaluation` judges them, `tuning`
-and `meta` move the hyperparameters, `metastep` puts these in order, `record` keeps the rows.
+live weights, which now are θ', and (4) pulls G back to the hyperparameters and moves them for the steps to come. The
+shell only conducts: `bases` takes steps, `evaluation` judges, `tuning` moves, `metastep` puts these in order.
 """
 
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from apo import checkpoint
-from apo.bases.build import bases_of, named
+from apo.bases.build import bases_of, follow
 from apo.batches import detached
 from apo.checks import flag, function, instance, real
 from apo.combined import Combined
@@ -122,7 +120,12 @@ class APO(Combined):
     def due(self) -> bool:
         """Whether the next step will use a batch: to judge itself or the one after, or to measure curvature."""
         ahead = 1 if self.objective.fsd != 0.0 else 0
-        return self._until_meta_step() <= ahead or self._observing.wants_batch(self._counts.steps)
+        return self._until_meta_step() <= ahead or self._guarded or self._observing.wants_batch(self._counts.steps)
+
+    @property
+    def _guarded(self) -> bool:
+        """Whether the next step is guarded: along curvature that has just been measured, it can be far too long."""
+        return self._tuning.backtracks and not self._frozen and self._observing.due(self._counts.steps)
 
     def feed(self, batch: Any, weight: float = 1.0) -> None:
         """Hand over a batch that the gradient of the next step is of; call it once for each accumulated batch.
@@ -239,6 +242,8 @@ class APO(Combined):
         meta_step = self._until_meta_step() == 0
         if meta_step and (feeds or self.objective.loss_model == "linear"):
             return self._meta_step(feeds, others) or unseen
+        if feeds and self._guarded:
+            return self._meta_step(feeds, [], guard=True) or unseen
         values = self._tuning.values(self._counts.steps)
         self._rates = self._tuning.rates(values)
         moving = any(any(base.moving()) for base in self._bases)
@@ -248,7 +253,8 @@ class APO(Combined):
         self._counts.counted += moving and any(rate > 0.0 for rate in self._rates)
         return NOTHING_FED if meta_step else unseen
 
-    def _meta_step(self, feeds: Sequence[Fed], others: Sequence[Fed]) -> str | None:
+    def _meta_step(self, feeds: Sequence[Fed], others: Sequence[Fed], guard: bool = False) -> str | None:
+        """Take a step and judge it, or only guard against one that is far too long."""
         counts = self._counts
         meta_step = MetaStep(self._bases, self._evaluation, self.objective, self._tuning, feeds, others, counts.steps)
         moved = meta_step.take()
@@ -257,12 +263,15 @@ class APO(Combined):
         if not moved:
             return meta_step.too_small
         counts.counted += 1
-        counts.without_other += meta_step.without_other
-        row = meta_step.judge()
+        if guard:
+            meta_step.guard()
+        else:
+            counts.without_other += meta_step.without_other
+            row = meta_step.judge()
+            counts.skipped += meta_step.skipped
+            so_far = {"skipped": float(counts.skipped), "without_other": float(counts.without_other)}
+            self.record.rows.append({**row, **so_far, **self._tuning.hypers()})
         self._rates = meta_step.rates
-        counts.skipped += meta_step.skipped
-        so_far = {"skipped": float(counts.skipped), "without_other": float(counts.without_other)}
-        self.record.rows.append({**row, **so_far, **self._tuning.hypers()})
         return SKIPPED if meta_step.skipped else None
 
     def _clear(self) -> None:
@@ -277,18 +286,10 @@ class APO(Combined):
 
     def _link(self) -> None:
         """Follow the base optimizers when their groups have changed."""
-        groups = self.param_groups
-        shape = [(id(group), len(group["params"])) for group in groups]
+        shape = [(id(group), len(group["params"])) for group in self.param_groups]
         if shape == self._shape:
             return
-        names = named(self._model, [param for group in groups for param in group["params"]])
-        self._names.clear()
-        self._names.update(names)
-        self._params.clear()
-        self._params.update({name: param for param, name in names.items()})
-        counts = [len(base.optimizer.param_groups) for base in self._bases]
-        for base, first in zip(self._bases, itertools.accumulate(counts, initial=0), strict=False):
-            base.first = first
+        follow(self._bases, self._model, self._names, self._params)
         self._tuning.link(self._bases)
         self._shape = shape
         self._show(self._tuning.rates(self._tuning.values(self._counts.steps)))

@@ -89,6 +89,29 @@ def named(model: nn.Module, params: Sequence[Tensor]) -> dict[Tensor, str]:
     return names
 
 
+def follow(bases: Sequence[Base], model: nn.Module, names: dict[Tensor, str], params: dict[str, Tensor]) -> None:
+    """Bring up to date what depends on the groups of all bases.
+
+    Args:
+        bases: The bases; the number of each one's first group is set.
+        model: Names the parameters.
+        names: Becomes the name of every parameter.
+        params: Becomes the parameter of every name.
+
+    Raises:
+        ValueError: If a parameter is there twice, or none is the model's.
+    """
+    groups = [group for base in bases for group in base.optimizer.param_groups]
+    found = named(model, [param for group in groups for param in group["params"]])
+    names.clear()
+    names.update(found)
+    params.clear()
+    params.update({name: param for param, name in found.items()})
+    counts = [len(base.optimizer.param_groups) for base in bases]
+    for base, first in zip(bases, itertools.accumulate(counts, initial=0), strict=False):
+        base.first = first
+
+
 def check_tunable(tune: Mapping[str, Tune], bases: Sequence[Base]) -> None:
     """Raise if a hyperparameter cannot be tuned on these bases.
 

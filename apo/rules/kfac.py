@@ -28,7 +28,6 @@ from apo.layers import layers_of, unwrapped, without_factors
 from apo.trees import compute_dtype
 from apo.types import Fisher, Layer, Params, Rule, Statistics
 
-
 RECENT = 8.0
 """About as many observations count at the beginning, before the average is as long as it is meant to be."""
 
