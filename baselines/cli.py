@@ -53,7 +53,7 @@ def _add_train(commands: Any) -> None:
     option(method, "--method", "what sets the learning rate", choices=METHODS)
     option(method, "--lr", "initial learning rate", type=float)
     option(method, "--weight-decay", "weight decay (default: that of torch.optim)", type=float)
-    option(method, "--damping", "of --optimizer kfac: damping (default: 1e-3)", type=float)
+    option(method, "--damping", "of --optimizer kfac: damping (default: that of apo.kfac)", type=float)
     option(method, "--rule", "use apo's own update rule where torch.optim has the optimizer too", action="store_true")
     option(method, "--decay-factor", "of --method step: the factor at each decay", type=float, metavar="FACTOR")
     option(method, "--decay-at", "of --method step: where, in fractions of the run", type=_fractions, metavar="LIST")

@@ -65,8 +65,8 @@ def test_kfac_on_fashion_mnist(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = script("kfac_fashion_mnist", monkeypatch)
-    monkeypatch.setattr(module, "LRS", (1e-3, 1e-2))
-    monkeypatch.setattr(module, "DAMPINGS", (1e-2,))
+    grids = [("kfac", {"damping": 1e-2}, (1e-3, 1e-2)), ("rmsprop", {}, (1e-3, 1e-2))]
+    monkeypatch.setattr(module, "GRIDS", grids)
     monkeypatch.setattr(module, "TUNED", [module.TUNED[1], module.TUNED[3]])
     module.main(["--epochs", "1", "--seeds", "1", "--data-dir", data, "--out", str(tmp_path)])
     printed = capsys.readouterr().out
