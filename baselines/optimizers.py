@@ -41,6 +41,7 @@ OPTIMIZERS: Final[dict[str, Optimizer]] = {
     "rmsprop": Optimizer(_for_any(apo.rmsprop), torch.optim.RMSprop),
     "adam": Optimizer(_for_any(apo.adam), torch.optim.Adam),
     "adamw": Optimizer(_for_any(apo.adamw), torch.optim.AdamW),
+    "adam-eps-inside": Optimizer(_for_any(partial(apo.quasi_adam, qn_weight=0.0)), options=()),
     "apollo": Optimizer(_for_any(apo.apollo)),
     "quasi-adam": Optimizer(_for_any(apo.quasi_adam), options=()),
     "quasi-adam-switch": Optimizer(_for_any(partial(apo.quasi_adam, variant="switch")), options=()),

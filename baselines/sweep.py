@@ -14,7 +14,7 @@ from baselines.config import Config
 from baselines.run import Run
 from baselines.storage import provenance, write_json
 
-Result = dict[str, Any]  # of one run: config, parameters, rows (as in history.csv, and train_loss), seconds, finished
+Result = dict[str, Any]  # of a run: config, commit, parameters, rows (history.csv's, and train_loss), seconds, finished
 
 
 def train(config: Config, train_examples: int) -> Result:
@@ -75,7 +75,7 @@ def sweep(
 
     Args:
         configs: what to run.
-        path: a JSON file with the results under "runs", and where and with what they were computed.
+        path: a JSON file with the results under "runs", and where and with what the last one was computed.
         workers: processes, of one thread each; 1: this one.
         train_examples: as for `train`.
         report: called with each new result.
@@ -89,7 +89,7 @@ def sweep(
     about = provenance(torch.device("cpu")) | {"threads": 1}
     missing = [config for config in configs if config not in done]
     for result in _train_all(missing, train_examples, workers):
-        done[Config.from_dict(result["config"])] = result
+        done[Config.from_dict(result["config"])] = result | {"commit": about["commit"]}
         write_json({"train_examples": train_examples, **about, "runs": list(done.values())}, path)
-        report(result)
+        report(done[Config.from_dict(result["config"])])
     return [done[config] for config in configs]

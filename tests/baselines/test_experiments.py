@@ -38,14 +38,14 @@ def test_quasi_adam_against_adam(
     arguments = ["--epochs", "2", "--seeds", "1", "--data-dir", data, "--out", str(tmp_path), "--experiments"]
     module.main([*arguments, "V"])
     first = capsys.readouterr().out
-    assert first.count("autoencoder 256") == 3 and "| V | test MSE, 1e-3, at the end |" in first
+    assert first.count("autoencoder 256") == 4 and "| V | test MSE, 1e-3, at the end |" in first
     module.main([*arguments, "II, batch 256", "V"])
     both = capsys.readouterr().out
     assert first.splitlines()[-6:] == both.splitlines()[-6:]
-    assert both.count("lenet 256 0.01") == 3 and "autoencoder 256" not in both  # these are stored
+    assert both.count("lenet 256 0.01") == 4 and "autoencoder 256" not in both  # these are stored
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     content = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
-    assert [r["config"]["optimizer"] for r in content["runs"]] == ["adam", "quasi-adam", "quasi-adam-switch"] * 2
+    assert [r["config"]["optimizer"] for r in content["runs"]] == list(module.OPTIMIZERS) * 2
     assert (tmp_path / "table.md").read_text().strip() in both
 
 
