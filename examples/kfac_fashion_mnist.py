@@ -24,22 +24,23 @@ from baselines.plots import BLUE, GREEN, GREY, INK, VERMILION, save, tidy
 from baselines.sweep import Result, sweep
 
 GRIDS: list[tuple[str, dict[str, Any], tuple[float, ...]]] = [
-    ("kfac", {"damping": 1e-3}, (1e-3, 3e-3, 1e-2)),
+    ("kfac", {"damping": 1e-3}, (3e-4, 1e-3, 3e-3, 1e-2)),
     ("kfac", {"damping": 1e-2}, (1e-3, 3e-3, 1e-2, 3e-2)),
     ("rmsprop", {}, (3e-4, 1e-3, 3e-3)),
 ]
 TUNED: list[dict[str, Any]] = [
-    {"lr": lr, "damping": 1e-2, "fsd": fsd, "meta": meta, "tune": tune}
-    for lr, fsd, meta, tune in (
-        (1e-3, 0.1, "newton", ("lr",)),
-        (1e-3, 0.1, "newton", ("lr", "damping")),
-        (1e-4, 0.1, "paper", ("lr",)),
-        (1e-4, 0.1, "paper", ("lr", "damping")),
-        (1e-3, 0.1, "paper", ("lr", "damping")),
-        (1e-3, 0.0, "newton", ("lr", "damping")),
+    {"lr": 1e-3, "damping": 1e-3, "fsd": fsd, "meta": meta, "tune": tune}
+    for meta, tune, fsd in (
+        ("newton", ("lr",), 0.1),
+        ("newton", ("lr", "damping"), 0.1),
+        ("newton", ("lr",), 1.0),
+        ("newton", ("lr", "damping"), 1.0),
+        ("newton", ("lr",), 0.0),
+        ("paper", ("lr",), 0.1),
+        ("paper", ("lr", "damping"), 0.1),
     )
 ]
-COLOURS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#8C564B")
 HEAD = ("method", "lr", "damping", "λ", "loss, half", "loss, end", "test accuracy, %", "lr, end", "damping, end")
 HEAD += ("ms a step", "diverged")
 
