@@ -126,8 +126,8 @@ def observe(state: KFACState, statistics: Statistics, *, ema: float) -> KFACStat
 
 def kfac(
     model: nn.Module,
-    lr: float = 1e-2,
-    damping: float = 1e-2,
+    lr: float = 1e-3,
+    damping: float = 1e-3,
     weight_decay: float = 0.0,
     *,
     fisher: Literal["mc", "exact", "empirical"] = "mc",
