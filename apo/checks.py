@@ -46,14 +46,15 @@ def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
 
 
-def flag(name: str, value: Any) -> None:
-    """Raise if a value is not a bool.
+def flag(**arguments: Any) -> None:
+    """Raise if an argument is not a bool.
 
     Raises:
-        TypeError: If it is not.
+        TypeError: If one is not.
     """
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} must be True or False")
+    for name, value in arguments.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}={value!r} must be True or False")
 
 
 def whole(name: str, value: Any) -> None:

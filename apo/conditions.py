@@ -86,6 +86,12 @@ def restore_rng(conditions: Conditions) -> None:
         _rng(device).set_rng_state(state, *_at(device))
 
 
+def seed_rng(devices: Iterable[torch.device], seed: int) -> None:
+    """Seed the random number generators of some devices, and of no others."""
+    for device in devices:
+        _rng(device).set_rng_state(torch.Generator(device).manual_seed(seed).get_state(), *_at(device))
+
+
 def _rng(device: torch.device) -> Any:
     return torch if device.type == "cpu" else torch.get_device_module(device)
 

@@ -1,7 +1,7 @@
 """Domains of hyperparameters: smooth bijections from the reals, so that a gradient step never leaves the set.
 
-`POSITIVE` is (0, ∞), by exp: learning rates, epsilons, damping, decay strengths. `EXPONENT` is the same set for powers,
-which change a step by orders of magnitude and so move slowly; `DAMPING` for what is added to curvature, likewise.
+`POSITIVE` is (0, ∞), by exp: learning rates, epsilons, decay strengths. `EXPONENT` and `DAMPING` are the same set for
+what must move slowly: powers change a step by orders of magnitude, and so does what is added to curvature.
 `UNIT_INTERVAL` is (0, 1), by the logistic function.
 `AVERAGING` is that set for momentum and betas, which no one-step objective can judge.
 """

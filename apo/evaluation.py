@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from apo.batches import describe, detached, logits
-from apo.conditions import Conditions, Recorder, restore_rng, under
+from apo.conditions import Conditions, Recorder, restore_rng, seed_rng, under
 from apo.discrepancies import Loss, check_vanishes
 from apo.proximal import Proximal
 from apo.types import Params
@@ -144,13 +144,13 @@ class Evaluation:
             fed: The batch.
             watching: ``with watching(model)`` is when the hooks are there.
             cotangents: From the outputs to tensors of their shape.
-            seed: For the random numbers that they draw, which would otherwise be the same at every step of a training
-                that draws none.
+            seed: Of the random numbers that they draw. The generators are put back afterwards, so without it a training
+                that draws none itself would draw the same at every step.
         """
         with self.undisturbed(), watching(self.model), _aside(self._own()), torch.enable_grad():
             with under(fed.conditions or self.recorder.now()):
                 outputs = logits(self._outputs(fed.batch))
-            torch.manual_seed(seed)
+            seed_rng(self.recorder.devices, seed)
             own = set(self._own())
             with _aside(leaf for leaf in _leaves(outputs) if leaf not in own):
                 for cotangent in cotangents(outputs):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from apo.batches import logits
 from apo.conditions import Recorder
 from apo.discrepancies import Loss
-from apo.layers import input_rows, output_rows
+from apo.layers import check_layers, input_rows, output_rows, unwrapped
 from apo.types import Factors, Fisher, Layer, Rule, Statistics
 
 
@@ -44,7 +44,7 @@ class Collector:
         self._layers = fisher.layers
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._round, self._on, self._depth = 0, False, 0
-        self._clear()
+        self.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is idle, and has seen nothing."""
@@ -54,7 +54,7 @@ class Collector:
     def start(self, model: nn.Module) -> None:
         """Watch a model from now on, afresh."""
         self.stop()
-        self._clear()
+        self.clear()
         self._round += 1  # hooks of earlier rounds, in copies of the model, are void
         self._on, self._depth = True, Recorder.evaluating
         self._hooks.append(model.register_forward_hook(partial(self._count, self._round)))
@@ -72,10 +72,11 @@ class Collector:
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Watch a model for a while."""
-        self.start(model)
+        """Watch a model for a while, uncompiled: code that is compiled already runs no new hooks."""
         try:
-            yield
+            self.start(model)
+            with torch.compiler.set_stance("force_eager"):
+                yield
         finally:
             self.stop()
 
@@ -93,7 +94,8 @@ class Collector:
             for weight, rows in self._rows.items()
         }
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Forget what has been seen; forwards under way are still watched."""
         self.examples = 0
         self._rows: dict[str, int] = {}
         self._inputs: dict[str, Tensor] = {}
@@ -104,16 +106,20 @@ class Collector:
         return self._on and round_ == self._round and Recorder.evaluating == self._depth and torch.is_grad_enabled()
 
     def _count(self, round_: int, module: nn.Module, args: Any, outputs: Any) -> None:
-        """Count the examples of a training forward of the whole model."""
-        if self._heeds(round_):
-            outputs = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
-            self.examples += len(outputs) if isinstance(outputs, Tensor) and outputs.ndim else 0
+        """Wait for the gradient at the outputs of the whole model, to count their examples."""
+        outputs = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
+        if self._heeds(round_) and isinstance(outputs, Tensor) and outputs.ndim and outputs.requires_grad:
+            outputs.register_hook(partial(self._add_examples, round_))  # type: ignore[no-untyped-call]
+
+    def _add_examples(self, round_: int, grad: Tensor) -> None:
+        if self._on and round_ == self._round:
+            self.examples += len(grad)
 
     def _watch(
-        self, round_: int, weight: str, layer: Layer, module: nn.Module, args: Any, kwargs: Any, outputs: Tensor
+        self, round_: int, weight: str, layer: Layer, module: nn.Module, args: Any, kwargs: Any, outputs: Any
     ) -> None:
         """Wait for the gradient at the outputs of a layer; where a forward is run again, only one of them gets it."""
-        if self._heeds(round_) and outputs.requires_grad:
+        if self._heeds(round_) and isinstance(outputs, Tensor) and outputs.requires_grad:
             inputs = (args[0] if args else kwargs["input"]).detach()
             outputs.register_hook(partial(self._add, round_, weight, layer, module, inputs))  # type: ignore[no-untyped-call]
 
@@ -151,6 +157,8 @@ def fisher_factors(
     """
     if rule.fisher is None:
         raise ValueError("the rule has no use for a Fisher information: its fisher is None")
+    model = unwrapped(model)
+    check_layers(model, rule.fisher.layers)
     collector = Collector(rule.fisher)
     kept = [(param, param.grad) for param in model.parameters()]
     try:
@@ -182,8 +190,12 @@ def cotangents(fisher: Fisher, outputs: Tensor, loss: Loss | None = None, target
         ValueError: If a loss is missing, or a categorical likelihood has fewer than two classes.
     """
     flat = outputs.detach()
+    if not flat.ndim:
+        raise ValueError("the outputs are a single number, not [B, ...]: return the model's outputs, not its loss")
     if fisher.kind == "empirical" or fisher.sample is not None:
-        yield _of_loss(flat, loss, targets if fisher.sample is None else fisher.sample(flat))
+        drawn = targets if fisher.sample is None else fisher.sample(flat)
+        single = fisher.sample is not None and isinstance(drawn, Tensor) and drawn.ndim == flat.ndim - 1
+        yield _of_loss(flat, loss, drawn, drawn.numel() if single else len(flat))
         return
     if fisher.likelihood == "categorical" and (flat.ndim < 2 or flat.shape[-1] < 2):
         raise ValueError(
@@ -205,13 +217,13 @@ def cotangents(fisher: Fisher, outputs: Tensor, loss: Loss | None = None, target
             yield alone.to(dtype).reshape(shape)
 
 
-def _of_loss(outputs: Tensor, loss: Loss | None, targets: Any) -> Tensor:
-    """The gradient of a mean loss at the outputs, times the root of the number of examples."""
+def _of_loss(outputs: Tensor, loss: Loss | None, targets: Any, terms: int) -> Tensor:
+    """The gradient of a mean loss at the outputs, times the root of the number of terms in the mean."""
     if loss is None:
         raise ValueError("this Fisher information needs loss=, a function of outputs and targets")
     leaf = outputs.clone().requires_grad_()
     (slope,) = torch.autograd.grad(loss(leaf, targets), leaf)
-    return slope * math.sqrt(len(outputs))
+    return slope * math.sqrt(terms)
 
 
 def _drawn(fisher: Fisher, outputs: Tensor) -> Tensor:

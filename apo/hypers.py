@@ -39,7 +39,7 @@ class Tune:
         low: No tuned value goes below this, in the hyperparameter's own units.
         high: No tuned value goes above this, likewise.
         max_change: The largest factor by which a meta-step may change it (of the odds, for a hyperparameter in (0, 1)).
-            Without it an exponent changes by 1.02 at most, and anything else without limit.
+            Without it an exponent changes by 1.02 at most, a damping by 1.05, and anything else without limit.
         force: Allow a hyperparameter that a one-step objective cannot judge, such as momentum.
 
     Raises:
@@ -64,7 +64,7 @@ class Tune:
                 real(name, getattr(self, name))
         if self.max_change is not None:
             real("max_change", self.max_change, low=1.0, ends="()")
-        flag("force", self.force)
+        flag(force=self.force)
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ValueError(f"low={self.low!r} is not below high={self.high!r}")
 

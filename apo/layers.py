@@ -28,8 +28,9 @@ def check_layers(model: nn.Module, layers: Mapping[str, Layer]) -> None:
     Raises:
         ValueError: If one is missing.
     """
-    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    missing = [path for layer in layers.values() for path in layer.modules if f"{path}.weight".lstrip(".") not in own]
+    own = dict(model.named_modules(remove_duplicate=False))
+    paths = [path for layer in layers.values() for path in layer.modules]
+    missing = [path for path in paths if not _is_linear_map(own.get(path), getattr(own.get(path), "weight", None))]
     if missing:
         raise ValueError(f"the rule was made for another model: this one has no layers {', '.join(missing)}")
 
@@ -83,9 +84,9 @@ def output_rows(module: nn.Module, outputs: Tensor) -> Tensor:
     return outputs.reshape(-1, outputs.shape[-1]).to(compute_dtype(outputs.dtype))
 
 
-def _is_linear_map(module: nn.Module, weight: Tensor) -> bool:
+def _is_linear_map(module: nn.Module | None, weight: Tensor | None) -> bool:
     """Whether a module's forward is Y = X Wᵀ with this weight: by the forward itself, which a subclass may replace."""
-    if module._parameters.get("weight") is not weight:
+    if module is None or weight is None or module._parameters.get("weight") is not weight:
         return False
     if isinstance(module, nn.Conv2d):
         return type(module).forward is nn.Conv2d.forward and module.groups == 1

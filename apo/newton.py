@@ -54,8 +54,7 @@ class Newton:
         real("average", self.average, high=1.0)
         real("growth", self.growth, low=1.0, ends="()")
         real("shrink", self.shrink, low=1.0, ends="()")
-        flag("search", self.search)
-        flag("backtrack", self.backtrack)
+        flag(search=self.search, backtrack=self.backtrack)
 
 
 @dataclass

@@ -61,14 +61,19 @@ class Observing:
             if fisher.kind == "empirical":
                 collector.start(self._evaluation.model)
 
+    def forget(self) -> None:
+        """Forget the training backwards since `arm`: their gradients have been discarded."""
+        for _, _, collector in self._watched:
+            collector.clear()
+
     def observe(self, feeds: Sequence[Fed], steps: int) -> str | None:
         """Let every base observe what is due; return what the user should be told."""
         message = None
         for base, fisher, collector in self._due(steps):
             if fisher.kind == "empirical":
                 collector.stop()
-                found = collector.statistics(float(collector.examples))
-                message = message or (None if found and collector.examples else NOT_SEEN)
+                found = collector.statistics(float(collector.examples)) if collector.examples else {}
+                message = message or (None if found else NOT_SEEN)
             else:
                 found = self._measured(fisher, collector, feeds, steps)
                 message = message or (None if found else NOT_FED)
@@ -83,7 +88,7 @@ class Observing:
             self._undo.pop()()
 
     def _due(self, steps: int) -> list[tuple[RuleBase, Fisher, Collector]]:
-        """At first often, then every so many steps: the curvature changes most when training begins."""
+        """The bases to be observed before the step after so many: often at first, when the curvature changes most."""
         early = 1 << max(0, steps.bit_length() - 4)  # a sixteenth to an eighth of the steps taken
         return [watched for watched in self._watched if steps % min(early, watched[1].every) == 0]
 
@@ -93,7 +98,7 @@ class Observing:
         mean: Statistics = {}
         for number, fed in enumerate(feeds):
             pulled = partial(cotangents, fisher, loss=self._evaluation.loss)
-            self._evaluation.pull(fed, collector.watching, pulled, hash((steps, number)))
+            self._evaluation.pull(fed, collector.watching, pulled, seed=(steps << 16) + number)
             for name, factors in collector.statistics(1.0).items():
                 so_far = mean.get(name, Factors(*(0.0 * f for f in factors)))
                 mean[name] = Factors(*(m + fed.weight / whole * f for m, f in zip(so_far, factors, strict=True)))

@@ -88,8 +88,7 @@ class APO(Combined):
         instance("model", model, nn.Module, "a torch.nn.Module; for plain functions see apo.hypergradient")
         instance("objective", self.objective, Proximal, "an apo.Proximal")
         function(loss=loss, forward=forward, target=target, evaluate=evaluate, relative=relative)
-        flag("assume_linear", assume_linear)
-        flag("skip_nonfinite", skip_nonfinite)
+        flag(assume_linear=assume_linear, skip_nonfinite=skip_nonfinite)
         if self.objective.needs_targets and loss is None:
             raise ValueError(
                 f"discrepancy={self.objective.discrepancy!r} needs loss=, a function of outputs and targets"
@@ -103,8 +102,7 @@ class APO(Combined):
         self._warned: set[str] = set()
         self._feeds: list[tuple[Any, float]] = []
         self._kept: list[Fed] = []
-        # Both are kept up to date by `_link`, and read by the bases and the evaluation.
-        self._names: dict[Tensor, str] = {}
+        self._names: dict[Tensor, str] = {}  # both kept up to date by `_link`, and read by bases and evaluation
         self._params: dict[str, Tensor] = {}
         self._bases = bases_of(base, self._model, how, self._names, assume_linear, self.objective.lookahead)
         super().__init__([base.optimizer for base in self._bases])
@@ -174,17 +172,18 @@ class APO(Combined):
         return loss
 
     def hypers(self) -> dict[str, float]:
-        """The tuned hyperparameters for the next step, schedules apart, by label.
-
-        "lr" is a global one ("lr/0", "lr/1" by group where values differ), "lr/<key>" a finer one.
-        """
+        """The next step's tuned hyperparameters, schedules apart: "lr", by group "lr/0" if these differ, "lr/<key>"."""
         self._link()
         return self._tuning.hypers()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch; what has been seen of the curvature in the gradients that go is forgotten with them."""
+        super().zero_grad(set_to_none)
+        self._observing.forget()
 
     def freeze(self) -> None:
         """Stop tuning: hyperparameters stay as they are."""
         self._frozen = True
-        self._clear()
 
     def unfreeze(self) -> None:
         """Tune again."""
@@ -207,6 +206,7 @@ class APO(Combined):
         Raises:
             ValueError: If it is of a newer format, or its groups do not fit.
         """
+        self._link()
         plain, numbers = checkpoint.unpack(state_dict)
         kept = [{name: value for name, value in group.items() if name != "params"} for group in self.param_groups]
         super().load_state_dict(plain)

@@ -50,7 +50,7 @@ class Domain(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """What a batch says of the curvature of one layer: the Kronecker factors of its Fisher information, S ⊗ A.
+    """The Kronecker factors of the Fisher information of one layer, S ⊗ A; a bias counts as one more input.
 
     Attributes:
         inputs: A, [d_in, d_in].
@@ -66,7 +66,12 @@ Statistics = dict[str, Factors]
 
 
 class Layer(NamedTuple):
-    """A linear map of the model: the paths of the modules that share its weight, and the name of its bias, if any."""
+    """A linear map of the model.
+
+    Attributes:
+        modules: The paths of the modules that share its weight.
+        bias: The name of its bias, or None.
+    """
 
     modules: tuple[str, ...]
     bias: str | None
@@ -81,7 +86,7 @@ class Fisher(NamedTuple):
         layers: The layers, by the name of the weight.
         likelihood: The predictive distribution, "categorical" or "gaussian".
         sample: ``sample(outputs) -> targets`` of another predictive distribution, or None.
-        every: Steps between two measurements.
+        every: The most steps between two measurements; there are more at the beginning.
     """
 
     kind: Literal["mc", "exact", "empirical"]
@@ -103,8 +108,9 @@ class Rule(NamedTuple, Generic[S, H]):
         domains: The domain of every field of ``hypers``.
         without_momentum: ``without_momentum(params, grads, state, hypers) -> params``, the step with its momentum
             left out, given the state before the step; None where ``step`` itself has none.
-        observe: ``observe(state, statistics) -> state``, for a rule that uses the curvature of the model: a pure fold.
-        fisher: How those statistics are measured.
+        observe: ``observe(state, statistics) -> state``, for a rule that uses the curvature of the model: folds newly
+            measured factors into the state, and is pure.
+        fisher: What ``observe`` is to be given, and how often; None where ``observe`` is.
     """
 
     init: Callable[[Params], S]

@@ -34,7 +34,6 @@ TUNED: list[dict[str, Any]] = [
         ("newton", ("lr",), 0.1),
         ("newton", ("lr", "damping"), 0.1),
         ("newton", ("lr",), 1.0),
-        ("newton", ("lr", "damping"), 1.0),
         ("newton", ("lr",), 0.0),
         ("paper", ("lr",), 0.1),
         ("paper", ("lr", "damping"), 0.1),

@@ -40,23 +40,39 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; what the rule leaves out of its step cannot be an option of the group."""
-        for hyper, made in self.rule.hypers._asdict().items():
-            if hyper != "lr" and made == 0.0 and param_group.get(hyper, 0.0) != 0.0:
-                raise ValueError(
-                    f"a group has {hyper}={param_group[hyper]!r}, but its rule was made with {hyper}=0, which may "
-                    f"leave it out of the step: make the rule with a positive {hyper}, and set 0 in the other groups"
-                )
+        self._check_left_out(param_group)
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load without casting: a rule's state keeps the dtype, and the device that ``init`` gives it."""
-        super().load_state_dict(state_dict)
         params = [param for group in self.param_groups for param in group["params"]]
-        for position, entry in state_dict["state"].items():
-            name = self.names[params[position]]
-            fresh = self.rule.init({name: params[position].detach()})._asdict()
-            homes = {field: fresh[field][name] if isinstance(fresh[field], dict) else fresh[field] for field in entry}
-            self.state[params[position]] = {field: v.to(homes[field].device, copy=True) for field, v in entry.items()}
+        entries = {params[i]: self._housed(params[i], entry) for i, entry in state_dict["state"].items()}
+        for group in state_dict["param_groups"]:
+            self._check_left_out(group)
+        super().load_state_dict(state_dict)
+        self.state.update(entries)
+
+    def _housed(self, param: Tensor, entry: dict[str, Any]) -> dict[str, Any]:
+        """A parameter's state as loaded, on the devices where it lives."""
+        name = self.names[param]
+        fresh = self.rule.init({name: param.detach()})._asdict()
+        own = {field: value[name] for field, value in fresh.items() if isinstance(value, dict) and name in value}
+        homes = own | {field: value for field, value in fresh.items() if isinstance(value, Tensor)}
+        if entry and not own.keys() <= entry.keys() <= homes.keys():
+            raise ValueError(
+                f"the checkpoint's state of {name} is {', '.join(sorted(entry))}, that of this rule "
+                f"{', '.join(sorted(own)) or 'empty'}: it is of another rule, or of one with other options"
+            )
+        return {field: value.to(homes[field].device, copy=True) for field, value in entry.items()}
+
+    def _check_left_out(self, group: Mapping[str, Any]) -> None:
+        """Raise if a group sets what the rule leaves out of its step."""
+        for hyper, made in self.rule.hypers._asdict().items():
+            if hyper != "lr" and made == 0.0 and group.get(hyper, 0.0) != 0.0:
+                raise ValueError(
+                    f"a group has {hyper}={group[hyper]!r}, but its rule was made with {hyper}=0, which may leave it "
+                    f"out of the step: make the rule with a positive {hyper}, and set 0 in the other groups"
+                )
 
     def gather(self, group: dict[str, Any]) -> tuple[Params, Params, Params, Any]:
         """Live parameters, their values, gradients and state, of all in a group that have a gradient."""

@@ -7,8 +7,8 @@ A = U_A diag(a) U_Aᵀ of the inputs and S = U_S diag(s) U_Sᵀ of the gradients
 
 η lr, λ damping, ⊘ elementwise division. This is Tikhonov damping of the whole product, which costs one division to
 change and one to differentiate, not the factored damping of Martens & Grosse. `observe` folds new factors into running
-averages A and S and decomposes them; before the first, both are identities. A parameter that belongs to no layer takes
-the plain gradient step W ← W − ηG. The L2 decay wθ is added to the gradient.
+averages A and S and decomposes them. Before the first observation, and for a parameter that belongs to no layer,
+the step is the plain gradient's, W ← W − ηG. The L2 decay wθ is added to the gradient.
 
 Source: the paper, §5 (lr and damping are tuned); Martens & Grosse 2015, arXiv 1503.05671; for convolutions Grosse &
 Martens 2016, arXiv 1602.01407. How the factors are measured is in `apo.fisher`.
@@ -25,15 +25,19 @@ from torch import Tensor, nn
 from apo.checks import choice, function, instance, real, whole
 from apo.domains import DAMPING, POSITIVE, hyper
 from apo.layers import layers_of, unwrapped, without_factors
+from apo.lifting import collect, slices
 from apo.trees import compute_dtype
 from apo.types import Fisher, Layer, Params, Rule, Statistics
 
 RECENT = 8.0
-"""About as many observations count at the beginning, before the average is as long as it is meant to be."""
+"""While the average is still short, about an eighth of the observations counts: the latest."""
 
 
 class KFACHypers(NamedTuple):
-    """Hyperparameters, each []: lr in steps of natural gradient descent, damping in units of the loss's curvature."""
+    """Hyperparameters, each []: lr without a unit (1 is a whole step of natural gradient descent).
+
+    damping and weight_decay are in units of the loss per squared parameter unit.
+    """
 
     lr: Tensor
     damping: Tensor
@@ -43,8 +47,14 @@ class KFACHypers(NamedTuple):
 class KFACState(NamedTuple):
     """What is known of each layer, by the name of its weight.
 
-    The averaged factors A [d_in, d_in] and S [d_out, d_out]; their eigenvectors in columns, and eigenvalues [d_in],
-    [d_out]; the number of observations, [].
+    Attributes:
+        inputs: Averaged factors A, [d_in, d_in].
+        outputs: Averaged factors S, [d_out, d_out].
+        input_basis: Eigenvectors of A in columns, [d_in, d_in].
+        output_basis: Eigenvectors of S in columns, [d_out, d_out].
+        input_values: Eigenvalues of A, [d_in].
+        output_values: Eigenvalues of S, [d_out].
+        observations: How often the layer has been observed, [].
     """
 
     inputs: Params
@@ -57,44 +67,38 @@ class KFACState(NamedTuple):
 
 
 def init(params: Params, *, layers: Mapping[str, Layer]) -> KFACState:
-    """State before the first observation: identities."""
+    """State before the first observation: identities for factors and bases, ones for eigenvalues."""
     state = KFACState(*({} for _ in KFACState._fields))
-    for name, layer in layers.items():
-        if name in params:
-            weight = params[name].detach().flatten(1)
-            like = {"dtype": compute_dtype(weight.dtype), "device": weight.device}
-            d_out, d_in = weight.shape[0], weight.shape[1] + (layer.bias is not None)
-            a, s = torch.eye(d_in, **like), torch.eye(d_out, **like)  # type: ignore[call-overload]
-            ones = a.diagonal().clone(), s.diagonal().clone()
-            count = torch.zeros((), dtype=torch.float64)
-            for field, value in zip(state, (a, s, a.clone(), s.clone(), *ones, count), strict=True):
-                field[name] = value
+    for name in params.keys() & layers.keys():
+        weight = params[name].detach().flatten(1)
+        weight = weight.to(compute_dtype(weight.dtype))
+        widths = weight.shape[1] + (layers[name].bias is not None), weight.shape[0]
+        a, s = (torch.eye(width, dtype=weight.dtype, device=weight.device) for width in widths)
+        fields = a, s, a.clone(), s.clone(), a.diagonal().clone(), s.diagonal().clone()
+        for field, value in zip(state, (*fields, torch.zeros((), dtype=torch.float64)), strict=True):
+            field[name] = value
     return state
 
 
 def step(
     params: Params, grads: Params, state: KFACState, hypers: KFACHypers, *, layers: Mapping[str, Layer], decay: bool
 ) -> tuple[Params, KFACState]:
-    """One step."""
-    directions = {name: grad.to(compute_dtype(params[name].dtype)) for name, grad in grads.items()}
-    if decay:
-        directions = {name: d + _of(hypers.weight_decay, name) * params[name] for name, d in directions.items()}
-    for name, layer in layers.items():
-        if name not in directions or name not in state.inputs:
+    """One step of all tensors with a gradient."""
+    parts = list(slices(params, grads, state, hypers))
+    directions = {name: grad + own.weight_decay * param if decay else grad for name, param, grad, _, own in parts}
+    for name, _, _, known, own in parts:
+        if name not in layers or name not in state.inputs:
             continue
+        bias = layers[name].bias
         weight = joint = directions[name].flatten(1)
-        if layer.bias is not None:
-            bias = directions.get(layer.bias, weight.new_zeros(len(weight)))
-            joint = torch.cat([weight, bias.unsqueeze(1)], 1)
-        natural = _precondition(joint, state, name, _of(hypers.damping, name))
+        if bias is not None:
+            column = directions.get(bias, weight.new_zeros(len(weight)))
+            joint = torch.cat([weight, column.unsqueeze(1)], 1)
+        natural = _precondition(joint, known, own.damping)
         directions[name] = natural.narrow(1, 0, weight.shape[1]).reshape_as(directions[name])
-        if layer.bias in directions:
-            directions[layer.bias] = natural.select(1, -1)
-    new_params = dict(params)
-    for name, direction in directions.items():
-        new = params[name].to(direction.dtype) - _of(hypers.lr, name) * direction
-        new_params[name] = new.to(params[name].dtype)
-    return new_params, state
+        if bias in directions:
+            directions[bias] = natural.select(1, -1)
+    return collect(params, state, ((name, p - own.lr * directions[name], known) for name, p, _, known, own in parts))
 
 
 def observe(state: KFACState, statistics: Statistics, *, ema: float) -> KFACState:
@@ -138,8 +142,9 @@ def kfac(
 ) -> Rule[KFACState, KFACHypers]:
     """K-FAC for the linear and convolutional layers of a model.
 
-    Only the names of layers are recorded, not the model. Under `apo.APO` the Fisher information is measured every
-    ``every`` steps, on the batch of the step (``opt.due`` is true then, also where nothing is tuned).
+    Only the names of layers are recorded, not the model. Under `apo.APO` the Fisher information is measured on the
+    batch of the step: at each of the first 16 steps, then ever more rarely, at last every ``every`` steps. For "mc" and
+    "exact" ``opt.due`` is true then, also where nothing is tuned.
 
     Args:
         model: The module. Its `torch.nn.Linear` and `torch.nn.Conv2d` (any stride, padding and dilation; one group)
@@ -147,7 +152,8 @@ def kfac(
             recurrent layers and grouped convolutions, takes the plain gradient step.
         lr: Learning rate η ≥ 0; 1 is a whole step of natural gradient descent.
         damping: Damping λ ≥ 0, added to the eigenvalues of S ⊗ A, in units of the loss's curvature. With 0, directions
-            without curvature are left out of the step.
+            without curvature are left out of the step. A meta-step changes it by a factor of 1.05 at most unless
+            ``Tune(max_change=...)`` says otherwise.
         weight_decay: L2 decay w ≥ 0, added to the gradient as wθ.
         fisher: "mc" draws one target for each example from the model's predictive distribution. "exact" sums over all
             targets, at the cost of a backward for each output. "empirical" takes the gradients of the training loss
@@ -156,7 +162,7 @@ def kfac(
             or "gaussian" means with unit variance, for the loss ½·(sum over outputs), mean over examples.
         sample: ``sample(outputs) -> targets`` draws from another likelihood, for "mc"; the loss is then the shell's.
         ema: Decay of the averaged factors for each measurement, in [0, 1).
-        every: Steps between two measurements, each followed by eigendecompositions.
+        every: The most steps between two measurements, each followed by eigendecompositions.
 
     Returns:
         The rule, differentiable in every hyperparameter. A weight_decay given as 0 is left out of the step for good.
@@ -229,17 +235,16 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return matrix.diagonal().clamp_min(0.0), identity.to(matrix.dtype)
 
 
-def _precondition(grad: Tensor, state: KFACState, name: str, damping: Tensor) -> Tensor:
-    """(S ⊗ A + λI)⁻¹ G, [d_out, d_in]; where λ = 0, its pseudo-inverse."""
-    left, right = state.output_basis[name], state.input_basis[name]
-    curvature = torch.outer(state.output_values[name], state.input_values[name])
+def _precondition(grad: Tensor, known: Any, damping: Tensor) -> Tensor:
+    """(S ⊗ A + λI)⁻¹ G, [d_out, d_in], with one layer's slice of the state; where λ = 0, its pseudo-inverse.
+
+    Before the first observation it is G itself.
+    """
+    curvature = torch.outer(known.output_values, known.input_values)
     rounding = torch.finfo(curvature.dtype).eps * max(curvature.shape) * curvature.max()
     seen = (curvature > rounding) | (damping > 0.0).to(curvature.device)
     denominator = torch.where(seen, curvature + damping, torch.ones_like(curvature))
-    rotated = torch.where(seen, left.mT @ grad @ right, torch.zeros_like(curvature))
-    return left @ (rotated / denominator) @ right.mT
-
-
-def _of(value: Tensor | Params, name: str) -> Tensor:
-    """A hyperparameter for one parameter."""
-    return value[name] if isinstance(value, dict) else value
+    rotated = torch.where(seen, known.output_basis.mT @ grad @ known.input_basis, torch.zeros_like(curvature))
+    natural: Tensor = known.output_basis @ (rotated / denominator) @ known.input_basis.mT
+    observed: Tensor = (known.observations > 0.0).to(grad.dtype)
+    return observed * natural + (1.0 - observed) * grad
