@@ -8,7 +8,7 @@ would disturb is put back: buffers, ``.grad``, training flags, and the state of 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from apo.batches import describe, detached, logits
 from apo.conditions import Conditions, Recorder, restore_rng, seed_rng, under
 from apo.discrepancies import Loss, check_vanishes
+from apo.graphs import aside, leaves_below
 from apo.proximal import Proximal
 from apo.types import Params
 
@@ -116,7 +117,7 @@ class Evaluation:
         """
         loss = distance = 0.0
         scale = FP16_SCALE if any(fed.conditions is not None and fed.conditions.float16 for fed in feeds) else 1.0
-        with self.undisturbed(), _aside(self._own()), torch.enable_grad():
+        with self.undisturbed(), aside(self._own()), torch.enable_grad():
             for fed in feeds:
                 part = fed.weight / sum(f.weight for f in feeds) * self._run(fed)[0]
                 loss += self._backward(part, scale)
@@ -147,12 +148,12 @@ class Evaluation:
             seed: Of the random numbers that they draw. The generators are put back afterwards, so without it a training
                 that draws none itself would draw the same at every step.
         """
-        with self.undisturbed(), watching(self.model), _aside(self._own()), torch.enable_grad():
+        with self.undisturbed(), watching(self.model), aside(self._own()), torch.enable_grad():
             with under(fed.conditions or self.recorder.now()):
                 outputs = logits(self._outputs(fed.batch))
             seed_rng(self.recorder.devices, seed)
             own = set(self._own())
-            with _aside(leaf for leaf in _leaves(outputs) if leaf not in own):
+            with aside(leaf for leaf in leaves_below(outputs) if leaf not in own):
                 for cotangent in cotangents(outputs):
                     torch.autograd.backward(outputs, cotangent, retain_graph=True)
 
@@ -182,7 +183,7 @@ class Evaluation:
         if not part.requires_grad:
             raise ValueError("the loss does not depend on the model's parameters: was it detached?")
         own = set(self._own())
-        with _aside(leaf for leaf in _leaves(part) if leaf not in own):
+        with aside(leaf for leaf in leaves_below(part) if leaf not in own):
             torch.autograd.backward(scale * part)
         return part.item()
 
@@ -227,30 +228,3 @@ class Evaluation:
 
     def _targets(self, batch: Any, objective: Proximal) -> Any:
         return self._target(batch) if objective.needs_targets else None
-
-
-@contextmanager
-def _aside(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Set ``.grad`` of leaves aside, and put it back at the end."""
-    kept = [(tensor, tensor.grad) for tensor in tensors]
-    try:
-        for tensor, _ in kept:
-            tensor.grad = None
-        yield
-    finally:
-        for tensor, grad in kept:
-            tensor.grad = grad
-
-
-def _leaves(root: Tensor) -> list[Tensor]:
-    """The leaves of a graph into which its backward accumulates."""
-    found, seen, nodes = [], set(), [root.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(cast(Tensor, node.variable))
-        nodes.extend(after for after, _ in node.next_functions)
-    return found

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from apo.batches import logits
 from apo.conditions import Recorder
 from apo.discrepancies import Loss
+from apo.graphs import aside, leaves_below
 from apo.layers import check_layers, input_rows, output_rows, unwrapped
 from apo.types import Factors, Fisher, Layer, Rule, Statistics
 
@@ -140,7 +141,9 @@ def fisher_factors(
     loss: Loss | None = None,
     targets: Any = None,
 ) -> Statistics:
-    """Measure what a rule such as `apo.kfac` observes, on one batch; ``.grad`` stays as it is.
+    """Measure what a rule such as `apo.kfac` observes, on one batch.
+
+    Every ``.grad`` stays as it is; buffers and random numbers are used as by any forward.
 
     Args:
         rule: The rule, made for this model.
@@ -153,24 +156,20 @@ def fisher_factors(
         Factors of every layer that the forward uses.
 
     Raises:
-        ValueError: If the rule needs no such statistics, or a loss is missing, or the outputs do not suit.
+        TypeError: If outputs are no tensor and have no logits.
+        ValueError: If the rule needs no such statistics, or was made for another model, or a loss is missing, or the
+            outputs do not suit.
     """
     if rule.fisher is None:
         raise ValueError("the rule has no use for a Fisher information: its fisher is None")
     model = unwrapped(model)
     check_layers(model, rule.fisher.layers)
     collector = Collector(rule.fisher)
-    kept = [(param, param.grad) for param in model.parameters()]
-    try:
-        for param, _ in kept:
-            param.grad = None
-        with collector.watching(model), torch.enable_grad():
-            outputs = logits(forward())
+    with collector.watching(model), torch.enable_grad():
+        outputs = logits(forward())
+        with aside({*model.parameters(), *leaves_below(outputs)}):
             for cotangent in cotangents(rule.fisher, outputs, loss, targets):
                 torch.autograd.backward(outputs, cotangent, retain_graph=True)
-    finally:
-        for param, grad in kept:
-            param.grad = grad
     return collector.statistics(1.0)
 
 

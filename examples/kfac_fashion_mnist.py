@@ -120,6 +120,7 @@ def figure(groups: Sequence[Sequence[Result]]) -> Figure:
         }
         label = f"{name(results[0])}, from lr {config['lr']:g}"
         label += "" if config["damping"] is None else f" and damping {config['damping']:g}"
+        label += f", λ {config['fsd']:g}" if config["method"] == "apo" else ""
         for panel, axes in panels.items():
             x, y = (panel, "loss") if panel in ("step", "seconds") else ("step", panel)
             for number, result in enumerate(results):
