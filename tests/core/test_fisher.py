@@ -127,12 +127,33 @@ def test_activation_checkpointing_changes_nothing(how: str, fisher: Any) -> None
             torch.testing.assert_close(one, other)
 
 
+def test_positions_with_targets_of_their_own() -> None:
+    """Outputs [B, T, C], the loss a mean over both: "exact", "mc" and drawn targets agree on the scale."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 3).double(), randn(5, 6, 4, seed=6)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+    def drawn(outputs: Tensor) -> Tensor:
+        return torch.distributions.Categorical(logits=outputs).sample()
+
+    exact = apo.fisher_factors(apo.kfac(model, fisher="exact"), model, lambda: model(x))["weight"].outputs
+    p = model(x).softmax(-1).detach().flatten(0, 1)
+    torch.testing.assert_close(exact, torch.diag(p.mean(0)) - p.T @ p / len(p))
+    for rule in (apo.kfac(model), apo.kfac(model, sample=drawn)):
+        draws = [apo.fisher_factors(rule, model, lambda: model(x), loss)["weight"].outputs for _ in range(2000)]
+        assert (torch.stack(draws).mean(0) - exact).norm() < 0.05 * exact.norm()
+
+
 def test_measuring_leaves_gradients_alone() -> None:
     model, x = mlp()
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     kept = [p.grad for p in model.parameters()]
+    x = x.requires_grad_()
     apo.fisher_factors(apo.kfac(model), model, lambda: model(x))
+    assert x.grad is None
     assert all(p.grad is g and bool((g == 1).all()) for p, g in zip(model.parameters(), kept, strict=True))
     assert not any(m._forward_hooks for m in model.modules())
 

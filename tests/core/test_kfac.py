@@ -226,6 +226,19 @@ def test_without_damping_it_is_the_pseudo_inverse() -> None:
     torch.testing.assert_close(found["weight"], expected, rtol=1e-9, atol=1e-11)
 
 
+def test_decays_in_float32_whatever_the_weights_are() -> None:
+    """The new bfloat16 weights are those of float32, rounded once."""
+    model = nn.Linear(30, 20).bfloat16()
+    rule = apo.kfac(model, lr=0.1, damping=0.1, weight_decay=0.3)
+    seen = {"weight": Factors(spd(31, 1), spd(20, 2))}
+    grads = {name: torch.randn_like(p) for name, p in values(model).items()}
+    new, _ = rule.step(values(model), grads, rule.observe(rule.init(values(model)), seen), rule.hypers)
+    params, slopes = ({name: t.float() for name, t in tree.items()} for tree in (values(model), grads))
+    exact, _ = rule.step(params, slopes, rule.observe(rule.init(params), seen), rule.hypers)
+    for name, p in new.items():
+        assert torch.equal(p, exact[name].bfloat16())
+
+
 def test_what_has_no_factors_takes_the_plain_step() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
