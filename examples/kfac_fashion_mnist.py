@@ -34,9 +34,10 @@ TUNED: list[dict[str, Any]] = [
         ("newton", ("lr",), 0.1),
         ("newton", ("lr", "damping"), 0.1),
         ("newton", ("lr",), 1.0),
-        ("newton", ("lr",), 0.0),
-        ("paper", ("lr",), 0.1),
-        ("paper", ("lr", "damping"), 0.1),
+        ("newton", ("lr", "damping"), 1.0),
+        ("newton", ("lr",), 3.0),
+        ("newton", ("lr", "damping"), 3.0),
+        ("paper", ("lr",), 1.0),
     )
 ]
 COLOURS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#8C564B")
