@@ -46,11 +46,19 @@ def iteration(model: nn.Module, optimizer: torch.optim.Optimizer, create_graph: 
     return run
 
 
-def of_rule(make: Callable[[nn.Module], apo.Rule]) -> Callable[[nn.Module], Iteration]:
-    """One iteration of an update rule under `apo.APO`, with nothing tuned."""
+def of_rule(make: Callable[[nn.Module], apo.Rule], fsd: float = 0.0, *tune: str) -> Callable[[nn.Module], Iteration]:
+    """One iteration of an update rule under `apo.APO`, with what is named tuned."""
 
     def build(model: nn.Module) -> Iteration:
-        optimizer = apo.APO(model, make(model), F.cross_entropy, tune={})
+        optimizer = apo.APO(
+            model,
+            make(model),
+            F.cross_entropy,
+            objective=apo.Proximal(fsd=fsd),
+            tune=dict.fromkeys(tune, "global"),
+            meta=apo.Newton(search=False),
+        )
+        # K-FAC measures more often at first; start where it no longer does.
         state = optimizer.state_dict()
         state["param_groups"] = [{**group, "apo/steps": 1000} for group in state["param_groups"]]
         optimizer.load_state_dict(state)
@@ -78,8 +86,10 @@ ITERATIONS: dict[str, Callable[[nn.Module], Iteration]] = {
     "Adam": of_rule(lambda _: apo.adam(lr=1e-4)),
     "Apollo": of_rule(lambda _: apo.apollo(lr=1e-3)),
     "Quasi-Adam": of_rule(lambda _: apo.quasi_adam(lr=1e-4)),
-    "K-FAC, every 50": of_rule(lambda model: apo.kfac(model, lr=1e-4, damping=1e-2)),
-    "K-FAC, every 50, empirical": of_rule(lambda model: apo.kfac(model, lr=1e-4, damping=1e-2, fisher="empirical")),
+    "K-FAC": of_rule(lambda model: apo.kfac(model, lr=1e-5)),
+    "K-FAC, empirical": of_rule(lambda model: apo.kfac(model, lr=1e-5, fisher="empirical")),
+    "K-FAC, lr tuned": of_rule(lambda model: apo.kfac(model, lr=1e-5), 1.0, "lr"),
+    "K-FAC, lr and damping tuned": of_rule(lambda model: apo.kfac(model, lr=1e-5), 1.0, "lr", "damping"),
 }
 
 
@@ -88,9 +98,12 @@ def measure(rounds: int, block: int, batch_size: int, data: str) -> dict[str, li
 
     Args:
         rounds: Rounds.
-        block: Iterations of each optimizer in a round; in a multiple of 50 K-FAC's measurements fall evenly.
+        block: Iterations of each optimizer in a round; in a multiple of 50, each has as many measurements of K-FAC.
         batch_size: Examples in a batch.
         data: The data set.
+
+    Returns:
+        By name, one number a round.
     """
     torch.set_num_threads(1)
     task = load(data)

@@ -67,11 +67,11 @@ def test_kfac_on_fashion_mnist(
     module = script("kfac_fashion_mnist", monkeypatch)
     grids = [("kfac", {"damping": 1e-2}, (1e-3, 1e-2)), ("rmsprop", {}, (1e-3, 1e-2))]
     monkeypatch.setattr(module, "GRIDS", grids)
-    monkeypatch.setattr(module, "TUNED", [module.TUNED[1], module.TUNED[-1]])
+    monkeypatch.setattr(module, "TUNED", [module.TUNED[0], module.TUNED[-1]])
     module.main(["--epochs", "1", "--seeds", "1", "--data-dir", data, "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert printed.count("| RMSprop, fixed |") == printed.count("| K-FAC, fixed |") == 2
-    assert "| K-FAC, lr tuned, paper | 0.001 | 0.001 | 1 |" in printed
+    assert "| K-FAC, lr and damping tuned, newton | 0.001 | 0.001 | 1 |" in printed
     content = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
     assert len(content["runs"]) == 6 and content["train_examples"] == 10_000
     traced = [r for r in content["runs"] if "damping" in r["config"]["tune"]]
