@@ -115,7 +115,8 @@ RULES = [
     _row("quasi-adam-defaults", apo.quasi_adam, coupled=True),
     _row("quasi-adam", apo.quasi_adam, coupled=True, lr=0.02, qn_weight=0.6, beta1=0.8, beta2=0.95, eps=1e-3),
     _row("quasi-adam-tensor", apo.quasi_adam, lr=0.02, qn_weight=0.6, beta1=0.8, eps=1e-3, secant="tensor"),
-    _row("quasi-adam-switch", apo.quasi_adam, coupled=True, lr=0.02, beta1=0.8, eps=1e-3, variant="switch"),
+    # Early averages mostly grow, which is no pair; the less of an average, the earlier there is one.
+    _row("quasi-adam-switch", apo.quasi_adam, coupled=True, lr=0.1, beta1=0.3, eps=1e-3, variant="switch"),
     _row("quasi-adam-no-pair", apo.quasi_adam, lr=0.02, qn_weight=0.0, beta1=0.8, beta2=0.95, eps=1e-3),
 ]
 

@@ -10,13 +10,15 @@ H₀ = γI with γ = sᵀy / yᵀy. Its compact form, γI + ΓMΓᵀ with Γ = [
     H u = γu + (2 sᵀu/sᵀy − yᵀu/yᵀy) s − (sᵀu/yᵀy) y          so that H y = s.
 
 The pair is accepted if sᵀy ≥ 10⁻¹⁰ ‖s‖‖y‖ and positive; else, and at the first step, Adam's direction is the whole one.
-The "switch" variant takes the quasi-Newton direction in the place of Adam's, and applies it to the average:
+The "switch" variant takes the quasi-Newton direction in the place of Adam's, applies it to the average, and has y from
+the averages, too, as they are before the correction for their start:
 
-    θ ← θ − η w H m̂              where the pair is accepted
+    θ ← θ − η w H m̂              where the pair is accepted, y = m − m₋₁ = (1 − β₁)(g − m₋₁)
     θ ← θ − η m̂ / √(v̂ + ε)       elsewhere
 
-The step without momentum has g in the place of m̂. Source: Ranganath et al., *Quasi-Adam: Accelerating Adam using
-quasi-Newton approximations*, 2024, Eq. 3-5 and 7-10, with w = 1; "switch" is after the code that its authors released.
+The step without momentum has g in the place of m̂, and the same pair. Source: Ranganath et al., *Quasi-Adam:
+Accelerating Adam using quasi-Newton approximations*, 2024, Eq. 3-5 and 7-10, with w = 1; "switch" is after the code
+that its authors released.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -55,7 +57,8 @@ class QuasiAdamHypers(NamedTuple):
 class QuasiAdamState(NamedTuple):
     """Averages m and v, the parameter and the gradient of the step before, and the number of steps t, [].
 
-    All but t are shaped as the parameter. What was before is None where qn_weight was made 0.
+    All but t are shaped as the parameter. What was before is None where qn_weight was made 0, and the gradient also in
+    "switch", which has its y from the averages.
     """
 
     exp_avg: Tensor
@@ -73,7 +76,8 @@ class Part(NamedTuple):
         param: θ.
         adam: Adam's direction, shaped as θ.
         target: The u to which H is applied, likewise.
-        pair: s and y, likewise, zero at the tensor's first step; None where qn_weight was made 0.
+        pair: s and d, likewise, zero at the tensor's first step; None where qn_weight was made 0.
+        rate: y is this times d: 1 − β₁, [], in "switch", where d is the gradient less its last average; 1 in "sum".
         hypers: The tensor's own hyperparameters.
         after: Its state after the step.
     """
@@ -83,15 +87,16 @@ class Part(NamedTuple):
     adam: Tensor
     target: Tensor
     pair: tuple[Tensor, Tensor] | None
+    rate: Tensor | float
     hypers: QuasiAdamHypers
     after: QuasiAdamState
 
 
-def init(param: Tensor, *, pair: bool) -> QuasiAdamState:
+def init(param: Tensor, *, pair: bool, variant: Variant) -> QuasiAdamState:
     """State of one tensor before the first step: m = v = 0, t = 0, and nothing of use in the pair."""
-    zeros = [torch.zeros_like(param) for _ in range(4 if pair else 2)]
-    last_param, last_grad = zeros[2:] if pair else (None, None)
-    return QuasiAdamState(zeros[0], zeros[1], last_param, last_grad, torch.zeros((), dtype=torch.float64))
+    zeros = partial(torch.zeros_like, param)
+    last_param, last_grad = (zeros() if kept else None for kept in (pair, pair and variant == "sum"))
+    return QuasiAdamState(zeros(), zeros(), last_param, last_grad, torch.zeros((), dtype=torch.float64))
 
 
 def step(
@@ -122,8 +127,9 @@ def quasi_adam(
     """Quasi-Adam.
 
     The pair (s, y) is the difference of the parameters and of the raw gradients between two steps, as they were found:
-    a step that somebody shortened or overwrote counts as what it became. A tensor at its first step has none yet, and
-    one without a gradient takes no part; H is then that of the others' pair, and is applied to all gradients there are.
+    a step that somebody shortened or overwrote counts as what it became. In "switch" y is the difference of the
+    averages of the gradient. A tensor at its first step has no pair yet, and one without a gradient takes no part; H is
+    then that of the others' pair, and is applied to all gradients there are.
 
     Args:
         lr: Learning rate η ≥ 0, in parameter units per step of Adam.
@@ -136,13 +142,13 @@ def quasi_adam(
         secant: "global" takes s and y over all tensors together, which under `apo.APO` are those of a parameter group;
             "tensor" gives each tensor a pair, and an H, of its own.
         variant: "sum" adds w H g to Adam's direction. "switch" takes w H m̂ instead of Adam's direction where the pair
-            is accepted, m̂ being corrected for its start; there w only scales that step. So does the code that the
-            source's authors released, where w is 1, the pair is each tensor's own, y is the difference of the
-            *averages* m, a pair is accepted if sᵀy > 0, and ε is outside the root.
+            is accepted, m̂ being corrected for its start; there w only scales that step. Its y is m − m₋₁, of averages
+            that are not corrected. So does the code that the source's authors released, where w is 1 and the pair each
+            tensor's own, as with secant="tensor"; it differs by accepting any sᵀy > 0, and with ε outside the root.
 
     Returns:
-        The rule, differentiable in every hyperparameter; the acceptance of a pair depends on none of them. A qn_weight
-        given as 0 is left out of the step for good.
+        The rule, differentiable in every hyperparameter. The acceptance of a pair depends on none of them in "sum", and
+        on none but beta1 in "switch". A qn_weight given as 0 is left out of the step for good.
 
     Raises:
         TypeError: If a hyperparameter is not a real number.
@@ -159,7 +165,7 @@ def quasi_adam(
     )
     domains = {"lr": POSITIVE, "qn_weight": POSITIVE, "beta1": AVERAGING, "beta2": AVERAGING, "eps": POSITIVE}
     return Rule(
-        partial(init_each, partial(init, pair=qn_weight != 0.0)),
+        partial(init_each, partial(init, pair=qn_weight != 0.0, variant=variant)),
         partial(step, secant=secant, variant=variant),
         hypers,
         domains,
@@ -186,14 +192,18 @@ def _parts(
         root = corrected.clamp_min(torch.finfo(corrected.dtype).tiny).sqrt()
         mean = exp_avg / (1.0 - own.beta1**count) if momentum else grad
         pair, last_param, last_grad = None, None, None
-        if old.last_param is not None and old.last_grad is not None:
+        switch = variant == "switch"
+        before = old.exp_avg if switch else old.last_grad
+        if old.last_param is not None and before is not None:
             # A product: a count on the CPU may scale tensors on an accelerator, but not always choose between them.
             begun = (old.step > 0.0).to(param.dtype)
-            pair = begun * (param - old.last_param), begun * (grad - old.last_grad)
+            pair = begun * (param - old.last_param), begun * (grad - before)
             # Copies, since the owner of parameters and gradients may go on to write into them.
-            last_param, last_grad = param.clone(), grad.clone()
+            last_param, last_grad = param.clone(), None if switch else grad.clone()
         after = QuasiAdamState(exp_avg, exp_avg_sq, last_param, last_grad, count)
-        yield Part(name, param, mean / root, mean if variant == "switch" else grad, pair, own, after)
+        # m − m₋₁ = (1 − β₁)(g − m₋₁), without the rounding errors that the difference has for a y where g = m₋₁.
+        target, rate = (mean, 1.0 - own.beta1) if switch else (grad, 1.0)
+        yield Part(name, param, mean / root, target, pair, rate, own, after)
 
 
 def _updated(parts: Iterator[Part], secant: Secant, variant: Variant) -> Iterator[tuple[str, Tensor, QuasiAdamState]]:
@@ -209,21 +219,22 @@ def _directions(parts: Sequence[Part], variant: Variant) -> list[Tensor]:
     pairs = [part.pair for part in parts if part.pair is not None]
     if not pairs:
         return [part.adam for part in parts]
+    # The rate is of float64, and makes the quotients so: in β₁, they have derivatives that float32 could not hold.
     products = [
-        (inner(s, y), inner(s, s), inner(y, y), inner(s, part.target), inner(y, part.target))
-        for part, (s, y) in zip(parts, pairs, strict=True)
+        (r * inner(s, d), inner(s, s), r**2 * inner(d, d), inner(s, u), r * inner(d, u))
+        for (s, d), r, u in ((pair, part.rate, part.target) for part, pair in zip(parts, pairs, strict=True))
     ]
     sy, ss, yy, su, yu = (_sum(terms) for terms in zip(*products, strict=True))
     # Below the smallest normal number a product has lost its digits, and a quotient of two could be anything.
     least = torch.minimum(sy, torch.minimum(ss, yy))
-    accepted = (sy >= ACCEPT * ss.sqrt() * yy.sqrt()) & (least >= torch.finfo(sy.dtype).tiny)
+    accepted = (sy >= ACCEPT * ss.sqrt() * yy.sqrt()) & (least >= torch.finfo(ss.dtype).tiny)
     # A pair that is left out must not divide by zero, or it would leave NaN in the derivatives.
     sy, yy = torch.where(accepted, sy, 1.0), torch.where(accepted, yy, 1.0)
     factors = [torch.where(accepted, f, 0.0) for f in (sy / yy, 2.0 * su / sy - yu / yy, su / yy)]
     directions = []
-    for part, (s, y) in zip(parts, pairs, strict=True):
+    for part, (s, d) in zip(parts, pairs, strict=True):
         gamma, along_s, along_y = (factor.to(part.param.device) for factor in factors)
-        newton = part.hypers.qn_weight * (gamma * part.target + along_s * s - along_y * y)
+        newton = part.hypers.qn_weight * (gamma * part.target + along_s * s - along_y * part.rate * d)
         if variant == "sum":
             directions.append(part.adam + newton)
         else:

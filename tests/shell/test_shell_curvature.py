@@ -175,6 +175,8 @@ def made(rule: Callable[[nn.Module], apo.Rule]) -> tuple[nn.Module, apo.APO]:
             "last_param, step, that of this rule exp_avg, exp_avg_sq, step",
         ),
         (lambda m: apo.quasi_adam(qn_weight=0.0), lambda m: apo.quasi_adam(), "is of another rule, or of one with"),
+        (lambda m: apo.quasi_adam(), lambda m: apo.quasi_adam(variant="switch"), "last_grad, last_param, step, that"),
+        (lambda m: apo.quasi_adam(variant="switch"), lambda m: apo.quasi_adam(), "that of this rule .* last_grad, "),
         (lambda m: apo.kfac(m, weight_decay=0.5), lambda m: apo.kfac(m), "weight_decay=0.5, but its rule was made"),
         (lambda m: apo.kfac(m), lambda m: apo.kfac(nn.Sequential(m[0])), "is of another rule, or of one with"),
         (lambda m: apo.rmsprop(bias_correction=True), lambda m: apo.rmsprop(), "is of another rule, or of one with"),
