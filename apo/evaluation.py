@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from apo.batches import describe, detached, logits
+from apo.batches import describe, logits
 from apo.conditions import Conditions, Recorder, restore_rng, seed_rng, under
 from apo.discrepancies import Loss, check_vanishes
 from apo.graphs import aside, leaves_below
@@ -64,12 +64,6 @@ class Evaluation:
         self._checked = False
         self.recorder = Recorder()
         weakref.finalize(self, model.register_forward_pre_hook(self.recorder).remove).atexit = False
-
-    def paired(self, batches: Sequence[tuple[Any, float]]) -> list[Fed]:
-        """Batches and weights, each with the conditions of its forward, if there was one forward for each."""
-        seen = self.recorder.seen
-        conditions = seen if len(seen) == len(batches) else [None] * len(batches)
-        return [Fed(detached(batch), weight, c) for (batch, weight), c in zip(batches, conditions, strict=True)]
 
     def value(self, feeds: Sequence[Fed]) -> float:
         """The weighted mean loss over batches at the live weights."""

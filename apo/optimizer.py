@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from apo import checkpoint
 from apo.bases.build import bases_of, follow
-from apo.batches import detached
 from apo.checks import flag, function, instance, real
 from apo.combined import Combined
 from apo.discrepancies import Loss
 from apo.evaluation import Evaluate, Evaluation, Fed
+from apo.feeding import Feeding
 from apo.gradient import Gradient
 from apo.hypers import parse_tune
 from apo.layers import unwrapped
@@ -100,13 +100,12 @@ class APO(Combined):
         self._skip_nonfinite, self._frozen = skip_nonfinite, False
         self._counts = checkpoint.Counts()
         self._warned: set[str] = set()
-        self._feeds: list[tuple[Any, float]] = []
-        self._kept: list[Fed] = []
         self._names: dict[Tensor, str] = {}  # both kept up to date by `_link`, and read by bases and evaluation
         self._params: dict[str, Tensor] = {}
         self._bases = bases_of(base, self._model, how, self._names, assume_linear, self.objective.lookahead)
         super().__init__([base.optimizer for base in self._bases])
         self._evaluation = Evaluation(self._model, self._params, loss, forward, target, evaluate)
+        self._feeding = Feeding(self._evaluation.recorder)
         self._tuning = Tuning(how, configured, relative)
         self._observing = Observing(self._bases, self._evaluation)
         self._shape: list[tuple[int, int]] = []
@@ -134,7 +133,7 @@ class APO(Combined):
         """
         real("weight", weight, ends="()")
         if self.due:
-            self._feeds.append((batch, weight))
+            self._feeding.add(batch, weight)
 
     def step(self, closure: Callable[[], Any] | None = None, *, batch: Any = None, other: Any = None) -> Any:
         """Take a step; at a meta-step, judge it and move the hyperparameters.
@@ -152,20 +151,16 @@ class APO(Combined):
             raise TypeError("the first argument of step is a closure; a batch goes by name: step(batch=...)")
         with torch.enable_grad():
             loss = None if closure is None else closure()
-        last = [(batch, 1.0)] if batch is not None and self.due else []
-        feeds = self._evaluation.paired([*self._feeds, *last])
-        others = [Fed(detached(other), 1.0, None)] if other is not None else self._kept
+        feeds = self._feeding.paired(batch if self.due else None)
         taken = self._counts.steps
         try:
-            message = self._advance(feeds, others)
+            message = self._advance(feeds, self._feeding.others(other))
         finally:
             if self._counts.steps > taken:
-                self._clear()
+                self._clear(keep=feeds if self._until_meta_step() == 0 and self.objective.fsd != 0.0 else ())
                 self._show(self._rates)
             else:  # an error before the commit leaves everything as it was
                 self._observing.undo()
-        if self._until_meta_step() == 0 and self.objective.fsd != 0.0:
-            self._kept = feeds
         if message and message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, stacklevel=3)
@@ -274,14 +269,14 @@ class APO(Combined):
         self._rates = meta_step.rates
         return SKIPPED if meta_step.skipped else None
 
-    def _clear(self) -> None:
-        """Forget the batches that have been fed, and make ready for the next."""
-        self._feeds, self._kept = [], []
+    def _clear(self, keep: Sequence[Fed] = ()) -> None:
+        """Forget the batches that have been fed, keep those of B', and make ready for the next."""
+        self._feeding.clear(keep)
         self._arm()
 
     def _arm(self) -> None:
         """Note the conditions of the forwards to come if their batches will be used; watch them if need be."""
-        self._evaluation.recorder.arm(self.due, (param.device for param in self._params.values()))
+        self._feeding.arm(self.due, self._params.values())
         self._observing.arm(self._counts.steps)
 
     def _link(self) -> None:

@@ -121,7 +121,7 @@ def test_weights_of_batches(weight: float) -> None:
     opt = apo.APO(model, sgd(model), F.cross_entropy)
     with pytest.raises(ValueError, match=r"weight=.* is not in \(0, ∞\)"):
         opt.feed(batches(1)[0], weight)
-    assert not opt._feeds
+    assert not opt._feeding.fed
 
 
 @pytest.mark.parametrize("rate", [-0.1, math.nan, math.inf])

@@ -235,7 +235,7 @@ def test_batches_that_are_not_wanted_are_dropped() -> None:
     data = batches(5)
     call(model, opt, data[0])
     opt.feed(data[1])
-    assert not opt._feeds
+    assert not opt._feeding.fed
 
 
 def test_mappings_and_outputs_with_a_loss() -> None:
