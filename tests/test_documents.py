@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import apo
+from tests.documents import ROOT, programs
 
-ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 LINK = re.compile(r"\]\(([^)#\s]+)")
 
@@ -35,8 +35,7 @@ def test_no_file_of_the_library_is_long() -> None:
 
 
 def test_the_readmes_functional_core_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    (core,) = (block for block in blocks if "rosenbrock" in block)
+    (core,) = (program for program in programs("README.md") if "rosenbrock" in program)
     exec(core.replace("range(5000)", "range(300)"), {})
     value, lr = map(float, capsys.readouterr().out.split())
     assert 0.0 < value < 4.0
