@@ -1,6 +1,6 @@
 """What batches and outputs look like: parts of them, and their names in messages."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +32,18 @@ def mapped(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
         parts = {key: mapped(function, value) for key, value in batch.items()}
         return parts if type(batch) is dict else type(batch)(parts)  # type: ignore[call-arg]
     return batch
+
+
+def tensors(outputs: Any) -> Iterator[Tensor]:
+    """The tensors in outputs: in mappings, sequences, and the attributes of anything else."""
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, (list, tuple)):
+        for value in outputs:
+            yield from tensors(value)
+    elif isinstance(outputs, Mapping) or hasattr(outputs, "__dict__"):
+        parts = outputs if isinstance(outputs, Mapping) else vars(outputs)
+        yield from (value for value in parts.values() if isinstance(value, Tensor))
 
 
 def logits(outputs: Any) -> Tensor:

@@ -1,11 +1,14 @@
 """Under which conditions a forward ran, so that an evaluation can enter them again: random numbers, autocast."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from apo.batches import tensors
 
 MOST = 256
 """No more forwards than this are noted between two steps."""
@@ -23,10 +26,29 @@ class Conditions(NamedTuple):
         return (True, torch.float16) in self.autocast.values()
 
 
-class Recorder:
-    """A forward pre-hook that notes the conditions of training forwards while it is armed.
+@dataclass(eq=False)
+class Forward:
+    """A training forward.
 
-    A copy of the model carries a copy of the hook: that copy is not armed and notes nothing.
+    Attributes:
+        conditions: Under which it ran.
+        made: Whether a backward has reached its outputs, so that its gradient is made; None where that cannot be told.
+        hooks: Those that wait for the backward.
+    """
+
+    conditions: Conditions
+    made: bool | None = False
+    hooks: Sequence[torch.utils.hooks.RemovableHandle] = ()
+
+    def make(self, gradient: Tensor) -> None:
+        """Take note of the backward."""
+        self.made = True
+
+
+class Recorder:
+    """Two forward hooks that note the conditions of training forwards while it is armed, and their backwards.
+
+    A copy of the model carries copies of the hooks: these are not armed and note nothing.
     """
 
     evaluating = 0
@@ -36,23 +58,49 @@ class Recorder:
         """Start idle, for the CPU."""
         self.devices = {torch.device("cpu")}
         self.armed = False
-        self.seen: list[Conditions] = []
+        self.seen: list[Forward] = []
 
-    def __call__(self, module: nn.Module, args: Any) -> None:
+    def before(self, module: nn.Module, args: Any) -> None:
         """Note the conditions of a forward that records a graph."""
-        if self.armed and torch.is_grad_enabled() and not Recorder.evaluating and len(self.seen) < MOST:
-            self.seen.append(self.now())
+        if self._noting:
+            self._starting()
+            if len(self.seen) < MOST:
+                self.seen.append(Forward(self.now()))
+
+    def after(self, module: nn.Module, args: Any, outputs: Any) -> None:
+        """Wait for the backward of a forward that has been noted."""
+        if self._noting and self.seen and self.seen[-1].made is False:
+            found = [] if torch.compiler.is_compiling() else [x for x in tensors(outputs) if x.requires_grad]
+            self.seen[-1].hooks = [x.register_hook(self.seen[-1].make) for x in found]  # type: ignore[no-untyped-call]
+            self.seen[-1].made = False if found else None
+
+    @property
+    def _noting(self) -> bool:
+        return self.armed and torch.is_grad_enabled() and not Recorder.evaluating
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts idle."""
         return {"devices": self.devices, "armed": False, "seen": []}
 
-    def arm(self, due: bool, devices: Iterable[torch.device]) -> None:
-        """Forget what was seen; note the forwards to come, on these devices and the CPU, if their batches are due."""
-        self.armed = due
-        self.seen.clear()
+    def arm(self, due: bool, devices: Iterable[torch.device], starting: Callable[[], None]) -> None:
+        """Forget what was seen; note the forwards to come, if their batches are due.
+
+        Args:
+            due: Whether they are.
+            devices: Those whose random numbers are noted, beside the CPU.
+            starting: Called before a forward is noted.
+        """
+        self.armed, self._starting = due, starting
+        self.keep([])
         if due:
             self.devices = {torch.device("cpu"), *devices}
+
+    def keep(self, forwards: list[Forward]) -> None:
+        """Forget all but some of the forwards."""
+        for forward in self.seen:
+            for hook in forward.hooks if forward not in forwards else ():
+                hook.remove()
+        self.seen = forwards
 
     def now(self) -> Conditions:
         """The conditions at this moment."""

@@ -63,7 +63,11 @@ class Evaluation:
         self.loss, self.forward, self.target, self.evaluate = loss, forward, target, evaluate
         self._checked = False
         self.recorder = Recorder()
-        weakref.finalize(self, model.register_forward_pre_hook(self.recorder).remove).atexit = False
+        for hook in (
+            model.register_forward_pre_hook(self.recorder.before),
+            model.register_forward_hook(self.recorder.after),
+        ):
+            weakref.finalize(self, hook.remove).atexit = False
 
     def value(self, feeds: Sequence[Fed]) -> float:
         """The weighted mean loss over batches at the live weights."""

@@ -1,12 +1,12 @@
 """The batches that the shell is given: those of the next step's gradient, and those of the call before."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from apo.batches import detached
-from apo.conditions import Recorder
+from apo.conditions import Forward, Recorder
 from apo.evaluation import Fed
 
 
@@ -28,11 +28,30 @@ class Feeding:
         self.fed.append((batch, weight))
 
     def paired(self, last: Any = None) -> list[Fed]:
-        """B, with a last batch if there is one: each with the conditions of its forward, if there was one for each."""
+        """B, with a last batch if there is one: each with the conditions of its forward, if there was one for each.
+
+        A batch whose forward has been noted, but not its backward, has no part in the gradient.
+        """
         fed = [*self.fed, *([(last, 1.0)] if last is not None else [])]
+        forwards: Sequence[Forward | None] = self._recorder.seen
+        made = [forward for forward in self._recorder.seen if forward.made is not False]
+        if len(forwards) != len(fed):
+            forwards = made if len(made) == len(fed) else [None] * len(fed)
+        return [
+            Fed(detached(batch), weight, None if forward is None else forward.conditions)
+            for (batch, weight), forward in zip(fed, forwards, strict=True)
+            if forward is None or forward in made or not made
+        ]
+
+    def forget(self) -> None:
+        """Forget the batches and the forwards whose gradients have been made, and now are discarded."""
         seen = self._recorder.seen
-        conditions = seen if len(seen) == len(fed) else [None] * len(fed)
-        return [Fed(detached(batch), weight, c) for (batch, weight), c in zip(fed, conditions, strict=True)]
+        gone = [forward.made is True for forward in seen]
+        if len(self.fed) != len(seen):  # not every forward has been fed, or not yet: feeds are those of the first
+            gone = [True] * sum(gone)
+        rest = [False] * (len(self.fed) - len(gone))
+        self.fed = [fed for fed, discarded in zip(self.fed, gone + rest, strict=False) if not discarded]
+        self._recorder.keep([forward for forward in seen if forward.made is not True])
 
     def others(self, other: Any = None) -> Sequence[Fed]:
         """B': the given batch, or what was kept of the call before."""
@@ -42,6 +61,12 @@ class Feeding:
         """Forget the batches of a step that is done; keep some as B' for the next call."""
         self.fed, self._kept = [], keep
 
-    def arm(self, due: bool, params: Iterable[Tensor]) -> None:
+    def arm(self, due: bool, params: Collection[Tensor]) -> None:
         """Note the conditions of the forwards to come, on the devices of the parameters, if batches are due."""
-        self._recorder.arm(due, (param.device for param in params))
+
+        def starting() -> None:
+            # Not every loop clears gradients through the optimizer. A shard's may wait for its reduction elsewhere.
+            if all(param.grad is None and not hasattr(param, "device_mesh") for param in params):
+                self.forget()
+
+        self._recorder.arm(due, (param.device for param in params), starting)

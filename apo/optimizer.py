@@ -172,8 +172,9 @@ class APO(Combined):
         return self._tuning.hypers()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As in torch; what has been seen of the curvature in the gradients that go is forgotten with them."""
+        """As in torch; the batches of gradients that no step has used are forgotten with them."""
         super().zero_grad(set_to_none)
+        self._feeding.forget()
         self._observing.forget()
 
     def freeze(self) -> None:

@@ -271,8 +271,8 @@ def test_a_copy_of_the_model_alone_is_a_model() -> None:
     train(model, opt, batches(1))
     for _ in range(3):
         twin(batches(1)[0][0])
-    recorders = [hook for hook in twin._forward_pre_hooks.values()]
-    assert all(not hook.seen and not hook.armed for hook in recorders)
+    recorders = [hook.__self__ for hook in (*twin._forward_pre_hooks.values(), *twin._forward_hooks.values())]
+    assert all(not recorder.seen and not recorder.armed for recorder in recorders)
     assert model.state_dict().keys() == twin.state_dict().keys() == net().state_dict().keys()
 
 
@@ -281,6 +281,7 @@ def test_an_optimizer_that_is_gone_leaves_nothing_on_the_model() -> None:
     for _ in range(3):
         opt = apo.APO(model, o.SGD(model.parameters(), lr=0.1), F.cross_entropy)
         train(model, opt, batches(2))
-    assert len(model._forward_pre_hooks) == 1
+    assert len(model._forward_pre_hooks) == len(model._forward_hooks) == 1
     del opt
     assert not model._forward_pre_hooks
+    assert not model._forward_hooks
