@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from apo.batches import tensors
+from apo.traces import Traces
 
 MOST = 256
 """No more forwards than this are noted between two steps."""
@@ -51,17 +52,20 @@ class Recorder:
     A copy of the model carries copies of the hooks: these are not armed and note nothing.
     """
 
-    evaluating = 0
-    """How many evaluations are under way in all: what they run is no training forward."""
+    evaluations: ClassVar[list[Traces]] = []
+    """What is kept by the evaluations under way, the outermost first: what they run is no training forward, unless it
+    is that of an inner loop."""
 
     def __init__(self) -> None:
         """Start idle, for the CPU."""
         self.devices = {torch.device("cpu")}
-        self.armed = False
+        self.armed, self._depth = False, 0
         self.seen: list[Forward] = []
 
     def before(self, module: nn.Module, args: Any) -> None:
-        """Note the conditions of a forward that records a graph."""
+        """Note the conditions of a forward that records a graph; let the evaluations it is part of keep the module."""
+        for traces in Recorder.evaluations:
+            traces.keep(module)
         if self._noting:
             self._starting()
             if len(self.seen) < MOST:
@@ -76,11 +80,11 @@ class Recorder:
 
     @property
     def _noting(self) -> bool:
-        return self.armed and torch.is_grad_enabled() and not Recorder.evaluating
+        return self.armed and torch.is_grad_enabled() and self._depth == len(Recorder.evaluations)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts idle."""
-        return {"devices": self.devices, "armed": False, "seen": []}
+        return {"devices": self.devices, "armed": False, "_depth": 0, "seen": []}
 
     def arm(self, due: bool, devices: Iterable[torch.device], starting: Callable[[], None]) -> None:
         """Forget what was seen; note the forwards to come, if their batches are due.
@@ -90,7 +94,7 @@ class Recorder:
             devices: Those whose random numbers are noted, beside the CPU.
             starting: Called before a forward is noted.
         """
-        self.armed, self._starting = due, starting
+        self.armed, self._depth, self._starting = due, len(Recorder.evaluations), starting
         self.keep([])
         if due:
             self.devices = {torch.device("cpu"), *devices}

@@ -18,6 +18,7 @@ from apo.conditions import Conditions, Recorder, restore_rng, seed_rng, under
 from apo.discrepancies import Loss, check_vanishes
 from apo.graphs import aside, leaves_below
 from apo.proximal import Proximal
+from apo.traces import Traces, weights_stay
 from apo.types import Params
 
 Evaluate = Callable[[nn.Module, Any], tuple[Any, Any]]
@@ -158,22 +159,15 @@ class Evaluation:
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
         """Put back buffers, training flags and random number generators at the end, also after an error."""
-        modules = list(self.model.modules())
-        flags = [module.training for module in modules]
-        buffers = [(m, name, b, b.clone()) for m in modules for name, b in m.named_buffers(recurse=False)]
-        now = self.recorder.now()
-        Recorder.evaluating += 1
+        now, traces = self.recorder.now(), Traces()
+        traces.keep(self.model)
+        Recorder.evaluations.append(traces)
         try:
-            yield
+            with weights_stay(self.params.values()):
+                yield
         finally:
-            Recorder.evaluating -= 1
-            for module, flag in zip(modules, flags, strict=True):
-                module.training = flag
-            with torch.no_grad():
-                for module, name, buffer, content in buffers:
-                    setattr(module, name, buffer)
-                    if not torch.equal(buffer, content):
-                        buffer.copy_(content)
+            Recorder.evaluations.remove(traces)
+            traces.put_back()
             restore_rng(now)
 
     def _backward(self, part: Tensor, scale: float) -> float:

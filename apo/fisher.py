@@ -57,7 +57,7 @@ class Collector:
         self.stop()
         self.clear()
         self._round += 1  # hooks of earlier rounds, in copies of the model, are void
-        self._on, self._depth = True, Recorder.evaluating
+        self._on, self._depth = True, len(Recorder.evaluations)
         self._hooks.append(model.register_forward_hook(partial(self._count, self._round)))
         for weight, layer in self._layers.items():
             for path in layer.modules:
@@ -104,7 +104,8 @@ class Collector:
 
     def _heeds(self, round_: int) -> bool:
         """Whether what happens now is to be watched: not the evaluations of another optimizer of the same model."""
-        return self._on and round_ == self._round and Recorder.evaluating == self._depth and torch.is_grad_enabled()
+        here = self._on and round_ == self._round and self._depth == len(Recorder.evaluations)
+        return here and torch.is_grad_enabled()
 
     def _count(self, round_: int, module: nn.Module, args: Any, outputs: Any) -> None:
         """Wait for the gradient at the outputs of the whole model, to count their examples."""
