@@ -1,7 +1,8 @@
 """Several optimizers as one: their groups and their state, live."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,21 +58,43 @@ class Combined(torch.optim.Optimizer):
                 raise ValueError("there are several base optimizers: call add_param_group of the one it belongs to")
             self._optimizers[0].add_param_group(param_group)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load each optimizer's part of a state dict, if all of it fits.
+    @contextmanager
+    def _loading(self, state_dict: Any, *parts: object) -> Iterator[Any]:
+        """Run a user's hooks before and after; if loading fails, the optimizers and some objects are as before.
 
         Args:
-            state_dict: What ``state_dict`` returned.
+            state_dict: What the user gave.
+            parts: Objects whose attributes are replaced, and not changed within.
+
+        Yields:
+            What the hooks make of it.
+        """
+        given = dict(state_dict) if isinstance(state_dict, Mapping) else state_dict
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            given = before(self, given) or given
+        kept = [(optimizer, optimizer.state, optimizer.param_groups) for optimizer in self._optimizers]
+        attributes = [(part, dict(vars(part))) for part in (self, *parts)]
+        try:
+            yield given
+        except BaseException:
+            for optimizer, state, groups in kept:
+                optimizer.state, optimizer.param_groups = state, groups
+            for part, values in attributes:
+                vars(part).update(values)
+            raise
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        """Load each optimizer's part of a state dict.
 
         Raises:
-            ValueError: If its groups do not fit; nothing has been loaded then.
+            ValueError: If its groups do not fit.
         """
-        for hook in getattr(self, "_optimizer_load_state_dict_pre_hooks", {}).values():
-            state_dict = hook(self, state_dict) or state_dict
         for optimizer, part in zip(self._optimizers, checkpoint.split(state_dict, self._optimizers), strict=True):
-            optimizer.load_state_dict(part)
-        for hook in getattr(self, "_optimizer_load_state_dict_post_hooks", {}).values():
-            hook(self)
+            options = optimizer.defaults.keys() & optimizer.param_groups[0].keys()
+            optimizer.load_state_dict(part)  # which may fill in options that older versions did not have
+            checkpoint.check_complete(optimizer.param_groups, options)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but a scheduler's hold on ``step``."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from apo.checkpoint import number
 from apo.checks import real, whole
 
 
@@ -92,7 +93,7 @@ class GradientState:
         for name, value in self.optimizer.state[self.free].items():
             if isinstance(value, torch.Tensor) and value.ndim:
                 numbers |= {f"{name}/{label}": x for label, x in zip(self.labels, value.tolist(), strict=True)}
-            else:
+            elif value is not None:
                 numbers[name] = value.item() if isinstance(value, torch.Tensor) else value
         return numbers
 
@@ -101,12 +102,15 @@ class GradientState:
 
         Returns:
             Whether they are of such an optimizer. If not, the state stays as it is.
+
+        Raises:
+            ValueError: If a number is missing, or of the wrong kind.
         """
         if not numbers:
             return True
         like = GradientState(self.gradient, self.labels)
         like.move([0.0] * len(self.labels), [1.0] * len(self.labels))
-        template = like.optimizer.state[like.free]
+        template = {name: value for name, value in like.optimizer.state[like.free].items() if value is not None}
         if template.keys() != {name.partition("/")[0] for name in numbers}:
             return False
         state = self.optimizer.state[self.free]
@@ -115,7 +119,7 @@ class GradientState:
                 column = [numbers.get(f"{name}/{label}", 0.0) for label in self.labels]
                 state[name] = torch.tensor(column, dtype=value.dtype)
             elif isinstance(value, torch.Tensor):
-                state[name] = torch.tensor(numbers[name], dtype=value.dtype)
+                state[name] = torch.tensor(number(numbers, name, 0.0), dtype=value.dtype)
             else:
-                state[name] = type(value)(numbers[name])
+                state[name] = number(numbers, name, value)
         return True

@@ -29,6 +29,7 @@ from apo.newton import Newton
 from apo.observing import Observing
 from apo.proximal import Proximal
 from apo.record import Record
+from apo.stepping import step_all
 from apo.tuning import Tuning
 from apo.types import Rule
 
@@ -97,7 +98,7 @@ class APO(Combined):
         configured = parse_meta(meta, any(t.by_parameter for t in how.values()))
         self.record = Record()
         self._model = unwrapped(model)
-        self._skip_nonfinite, self._frozen = skip_nonfinite, False
+        self._skip_nonfinite = skip_nonfinite
         self._counts = checkpoint.Counts()
         self._warned: set[str] = set()
         self._names: dict[Tensor, str] = {}  # both kept up to date by `_link`, and read by bases and evaluation
@@ -122,7 +123,7 @@ class APO(Combined):
     @property
     def _guarded(self) -> bool:
         """Whether the next step is guarded: along curvature that has just been measured, it can be far too long."""
-        return self._tuning.backtracks and not self._frozen and self._observing.due(self._counts.steps)
+        return self._tuning.backtracks and not self._counts.frozen and self._observing.due(self._counts.steps)
 
     def feed(self, batch: Any, weight: float = 1.0) -> None:
         """Hand over a batch that the gradient of the next step is of; call it once for each accumulated batch.
@@ -152,6 +153,9 @@ class APO(Combined):
         with torch.enable_grad():
             loss = None if closure is None else closure()
         feeds = self._feeding.paired(batch if self.due else None)
+        if batch is None and checkpoint.makes_states(self.param_groups):
+            step_all(self._bases, self._tuning.values(self._counts.steps))
+            return loss
         taken = self._counts.steps
         try:
             message = self._advance(feeds, self._feeding.others(other))
@@ -179,18 +183,18 @@ class APO(Combined):
 
     def freeze(self) -> None:
         """Stop tuning: hyperparameters stay as they are."""
-        self._frozen = True
+        self._counts.frozen = 1
 
     def unfreeze(self) -> None:
         """Tune again."""
-        self._frozen = False
+        self._counts.frozen = 0
         self._arm()
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state and groups, and in these what the tuning knows, as plain numbers; no record."""
         self._link()
-        numbers = {**vars(self._counts), "frozen": int(self._frozen), **self._tuning.numbers()}
-        return checkpoint.pack(super().state_dict(), numbers)
+        with checkpoint.packed(self.param_groups, {**vars(self._counts), **self._tuning.numbers()}):
+            return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any], keep_hypers: bool = False) -> None:
         """Resume from `state_dict`, or from the bare base optimizer's.
@@ -200,20 +204,21 @@ class APO(Combined):
             keep_hypers: Keep this optimizer's hyperparameters, tuned ones included, instead of the checkpoint's.
 
         Raises:
-            ValueError: If it is of a newer format, or its groups do not fit.
+            ValueError: If it is of a newer format, its groups do not fit, or it is damaged; nothing is loaded then.
         """
         self._link()
-        plain, numbers = checkpoint.unpack(state_dict)
         kept = [{name: value for name, value in group.items() if name != "params"} for group in self.param_groups]
-        super().load_state_dict(plain)
-        for group, options in zip(self.param_groups, kept if keep_hypers else (), strict=keep_hypers):
-            group.update(options)
-        self._counts.restore(numbers)
-        self._frozen = bool(numbers.get("frozen", False))
-        self._link()
-        self._tuning.restore(numbers, offsets=not keep_hypers, searched=bool(plain["state"]))
-        self._clear()
-        self._show(self._tuning.rates(self._tuning.values(self._counts.steps)))
+        with self._loading(state_dict, self._tuning) as given:
+            plain, numbers = checkpoint.unpack(given)
+            self._counts = checkpoint.Counts()
+            checkpoint.restore(self._counts, numbers)
+            self._load(plain)
+            for group, options in zip(self.param_groups, kept if keep_hypers else (), strict=keep_hypers):
+                group.update(options)
+            self._link()
+            self._tuning.restore(numbers, offsets=not keep_hypers, searched=bool(plain["state"]))
+            self._show(self._tuning.rates(self._tuning.values(self._counts.steps)))
+            self._clear()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """As it was; the copied recorder, which starts idle, notes forwards again."""
@@ -224,7 +229,7 @@ class APO(Combined):
 
     def _until_meta_step(self) -> float:
         """How many counted calls come before the next meta-step; infinity where nothing is tuned."""
-        if self._frozen or not self._tuning.offsets:
+        if self._counts.frozen or not self._tuning.offsets:
             return math.inf
         return -self._counts.counted % self._tuning.meta.every
 
@@ -243,8 +248,7 @@ class APO(Combined):
         values = self._tuning.values(self._counts.steps)
         self._rates = self._tuning.rates(values)
         moving = any(any(base.moving()) for base in self._bases)
-        for base in self._bases:
-            base.step(values)
+        step_all(self._bases, values)
         self._counts.steps += 1
         self._counts.counted += moving and any(rate > 0.0 for rate in self._rates)
         return NOTHING_FED if meta_step else unseen

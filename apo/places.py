@@ -29,8 +29,8 @@ def places_of(tune: Mapping[str, Tune], bases: Sequence[Base]) -> list[Place]:
                 continue
             for index, group in enumerate(base.optimizer.param_groups, base.first):
                 names = [base.names[param] for param in group["params"]] if how.by_parameter else [""]
-                coordinates = ((Coordinate(hyper, how.key(index, name)), name) for name in names)
-                places += [Place(coordinate, base.domains[hyper], index, name) for coordinate, name in coordinates]
+                domain = base.domains[hyper]
+                places += [Place(base.coordinate(hyper, group, name), domain, index, name) for name in names]
     return places
 
 

@@ -1,7 +1,8 @@
 """One step of all base optimizers as one displacement: the live weights go along it and come back exactly."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -9,6 +10,8 @@ from torch import Tensor
 from apo.bases.base import Base, Slopes, Values
 from apo.trees import half_square, inner, total
 from apo.types import Judged, Params
+
+Result = TypeVar("Result")
 
 
 class Step:
@@ -28,7 +31,7 @@ class Step:
             if param.grad is not None and (param.grad.is_sparse or param.is_complex()):
                 kind = "is complex" if param.is_complex() else "has a sparse gradient"
                 raise ValueError(f"{name} {kind}, which cannot be judged; train it with an optimizer of its own")
-        taken = [base.take(values, judged) for base in bases]
+        taken = all_or_none(bases, lambda base: base.take(values, judged))
         self.gradient: Params = {name: tensor for t in taken for name, tensor in t.gradient.items()}
         self.before: Params = {name: tensor for t in taken for name, tensor in t.before.items()}
         self.delta: Params = {name: tensor for t in taken for name, tensor in t.delta.items()}
@@ -83,3 +86,27 @@ class Step:
         with torch.no_grad():
             for name, param in self._live.items():
                 param.copy_(weights[name])
+
+
+def step_all(bases: Sequence[Base], values: Values) -> None:
+    """Take the step of every base, or of none."""
+    all_or_none(bases, lambda base: base.step(values))
+
+
+def all_or_none(bases: Sequence[Base], take: Callable[[Base], Result]) -> list[Result]:
+    """Take the step of every base; if a later one raises, those before it are put back.
+
+    What they may change is copied before; the last one's, which is all there is where there is but one, is not.
+    """
+    backups: list[Callable[[], None]] = []
+    results = []
+    try:
+        for base in bases:
+            if base is not bases[-1]:
+                backups.append(base.backup())
+            results.append(take(base))
+    except BaseException:
+        for restore in backups:
+            restore()
+        raise
+    return results

@@ -5,8 +5,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from apo.bases.base import Base, Slopes, Values
+from apo.bases.base import NUMBER, Base, Slopes, Values
 from apo.bases.build import check_tunable
+from apo.checkpoint import number, restore
 from apo.checks import real
 from apo.domains import shift
 from apo.gradient import Gradient, GradientState
@@ -131,7 +132,7 @@ class Tuning:
             if len(set(values.values())) == 1 or coordinate.key:
                 found[coordinate.label] = next(iter(values.values()))
             else:
-                found |= {f"{coordinate.label}/{group}": value for group, value in values.items()}
+                found |= {f"{coordinate.label}/{groups[group][NUMBER]}": value for group, value in values.items()}
         return found
 
     def factors(self) -> list[float]:
@@ -207,16 +208,19 @@ class Tuning:
             numbers: Plain numbers.
             offsets: Whether to take the offsets too, and Newton's averages, which are in their units.
             searched: Whether the search is over and done with where the numbers do not say.
+
+        Raises:
+            ValueError: If a number is missing, or of the wrong kind.
         """
         self.newton, self.watch = NewtonState(), LossWatch()
-        parts: dict[str, NewtonState | LossWatch] = {"watch": self.watch}
+        restore(self.watch, numbers, "watch/")
         if offsets:
-            self.offsets = {coordinate: _offset(numbers, coordinate) for coordinate in self.offsets}
-            parts["newton"] = self.newton
-        for part, state in parts.items():
-            for name, value in vars(state).items():
-                setattr(state, name, type(value)(numbers.get(f"{part}/{name}", value)))
-        self.searched = bool(numbers.get("searched", searched))
+            restore(self.newton, numbers, "newton/")
+            found = {coordinate: _offset(numbers, coordinate) for coordinate in self.offsets}
+            self.offsets = dict.fromkeys(found, 0.0)
+            for coordinate, offset in found.items():
+                self._set(coordinate, offset, at_once=True)
+        self.searched = bool(number(numbers, "searched", int(searched)))
         self._gradient = self._fresh_gradient()
         if not self._restore_gradient(numbers):
             warnings.warn("the checkpoint is of another meta-optimizer, whose state starts afresh", stacklevel=4)
@@ -268,5 +272,6 @@ class Tuning:
 def _offset(numbers: Mapping[str, Any], coordinate: Coordinate) -> float:
     """The offset of a coordinate in a checkpoint; if it is not there, the mean over its hyperparameter's."""
     label = f"offset/{coordinate.label}"
-    others = [u for name, u in numbers.items() if name.split("/")[:2] == ["offset", coordinate.hyper]]
-    return float(numbers[label]) if label in numbers else sum(others) / len(others) if others else 0.0
+    names = [name for name in numbers if name.split("/")[:2] == ["offset", coordinate.hyper]]
+    found = [number(numbers, name, 0.0) for name in ([label] if label in names else names)]
+    return sum(found) / len(found) if found else 0.0

@@ -60,7 +60,8 @@ def of_rule(make: Callable[[nn.Module], apo.Rule], fsd: float = 0.0, *tune: str)
         )
         # K-FAC measures more often at first; start where it no longer does.
         state = optimizer.state_dict()
-        state["param_groups"] = [{**group, "apo/steps": 1000} for group in state["param_groups"]]
+        numbers = {**json.loads(state["param_groups"][0]["apo/numbers"]), "steps": 1000}
+        state["param_groups"] = [{**group, "apo/numbers": json.dumps(numbers)} for group in state["param_groups"]]
         optimizer.load_state_dict(state)
 
         def run(batch: Batch) -> None:

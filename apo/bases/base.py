@@ -19,6 +19,8 @@ Values = list[dict[str, float | dict[str, float]]]
 """Effective hyperparameters, one dict for each group of the shell: a float, or a dict of them by parameter name."""
 Slopes = dict[tuple[Coordinate, int], float]
 """Derivatives with respect to offsets, apart for each group that shares one."""
+NUMBER = "group_number"
+"""The key under which a group keeps its number: it stays the same when a group is added to a base before its own."""
 
 
 class Taken(NamedTuple):
@@ -91,6 +93,10 @@ class Base(ABC):
             for param in group["params"]:
                 if param.grad is not None:
                     yield index, group, self.names[param], param
+
+    def coordinate(self, hyper: str, group: Mapping[str, Any], name: str) -> Coordinate:
+        """The tuned number that moves a hyperparameter of a parameter in a group."""
+        return Coordinate(hyper, self.tune[hyper].key(group[NUMBER], name))
 
     def copies(self, only: set[str] | None = None) -> Params:
         """Copies of everything that has a gradient, or of the named part of it."""

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apo.bases.base import Base
+from apo.bases.base import NUMBER, Base
 from apo.bases.rule import RuleBase, RuleOptimizer
 from apo.bases.torch_optimizer import TorchBase
+from apo.checkpoint import BLANK
 from apo.combined import Combined
 from apo.hypers import Tune
 from apo.types import Judged, Rule
@@ -107,9 +108,24 @@ def follow(bases: Sequence[Base], model: nn.Module, names: dict[Tensor, str], pa
     names.update(found)
     params.clear()
     params.update({name: param for param, name in found.items()})
+    _number(groups)
     counts = [len(base.optimizer.param_groups) for base in bases]
     for base, first in zip(bases, itertools.accumulate(counts, initial=0), strict=False):
         base.first = first
+
+
+def _number(groups: Sequence[dict[str, Any]]) -> None:
+    """Give a number to every group that has none, or that of another, and the keys that checkpoints want."""
+    kept: set[int] = set()
+    fresh = []
+    for group in groups:
+        group |= BLANK
+        if type(group.get(NUMBER)) is int and group[NUMBER] not in kept:
+            kept.add(group[NUMBER])
+        else:
+            fresh.append(group)
+    for group, number in zip(fresh, (n for n in itertools.count() if n not in kept), strict=False):
+        group[NUMBER] = number
 
 
 def check_tunable(tune: Mapping[str, Tune], bases: Sequence[Base]) -> None:

@@ -89,7 +89,13 @@ class RuleOptimizer(torch.optim.Optimizer):
         return live, params, {name: param.grad for name, param in live.items()}, type(fresh)(*fields)
 
     def keep(self, group: dict[str, Any], live: Params, state: Any) -> None:
-        """Write a new state to where it lives."""
+        """Write a new state to where it lives.
+
+        Distributed checkpointing wants an entry for every parameter, if there is one for any.
+        """
+        if any(not isinstance(value, dict) or value for value in state):
+            for param in live.values():
+                self.state.setdefault(param, {})
         for field, value in state._asdict().items():
             if isinstance(value, dict):
                 for name, entry in value.items():
@@ -124,7 +130,7 @@ class RuleBase(Base):
         gradient: Params = {}
         before: Params = {}
         delta: Params = {}
-        pullbacks = {}
+        groups, pullbacks = dict(self.groups()), {}
         for index, group in self.groups():
             live, params, grads, state = self.optimizer.gather(group)
             params = {name: param.clone() for name, param in params.items()}  # the commit must not touch the tape
@@ -144,7 +150,7 @@ class RuleBase(Base):
             for index, pullback in pullbacks.items():
                 natural = pullback(cotangents)._asdict()
                 for hyper in (hyper for hyper in self.tune if hyper in natural and hyper in values[index]):
-                    for coordinate, slope in self._chain(index, hyper, natural[hyper], values[index][hyper]):
+                    for coordinate, slope in self._chain(groups[index], hyper, natural[hyper], values[index][hyper]):
                         slopes[coordinate, index] = slopes.get((coordinate, index), 0.0) + slope
             return slopes
 
@@ -152,21 +158,39 @@ class RuleBase(Base):
 
     def observe(self, statistics: Statistics) -> Callable[[], None]:
         """Fold statistics of the model's curvature into the state; the returned function takes it back."""
-        state, rule = self.optimizer.state, self.optimizer.rule
+        restore = self._state()
+        for _, group in self.groups():
+            live, _, _, before = self.optimizer.gather(group)
+            self.optimizer.keep(group, live, cast(Any, self.optimizer.rule.observe)(before, statistics))
+        return restore
+
+    def backup(self) -> Callable[[], None]:
+        """Save what a step may change: the weights. It computes out of place, so the state's tensors need no copies."""
+        restore_state = self._state()
+        kept = [(param, param.detach().clone()) for *_, param in self.moving()]
+
+        def restore() -> None:
+            with torch.no_grad():
+                for param, value in kept:
+                    param.copy_(value)
+            restore_state()
+
+        return restore
+
+    def build_up(self) -> float:
+        """1 / (1 − μ) for a rule with a hyperparameter ``momentum``."""
+        return max(1.0 / (1.0 - float(group.get("momentum", 0.0))) for group in self.optimizer.param_groups)
+
+    def _state(self) -> Callable[[], None]:
+        """Note which tensors the state is; the returned function puts them back."""
+        state = self.optimizer.state
         kept = {param: dict(entry) for param, entry in state.items()}
 
         def restore() -> None:
             state.clear()
             state.update(kept)
 
-        for _, group in self.groups():
-            live, _, _, before = self.optimizer.gather(group)
-            self.optimizer.keep(group, live, cast(Any, rule.observe)(before, statistics))
         return restore
-
-    def build_up(self) -> float:
-        """1 / (1 − μ) for a rule with a hyperparameter ``momentum``."""
-        return max(1.0 / (1.0 - float(group.get("momentum", 0.0))) for group in self.optimizer.param_groups)
 
     def _commit(self, done: Sequence[tuple[dict[str, Any], Params, Params, Any]]) -> None:
         """Write what all groups have computed, once none can fail any more."""
@@ -182,17 +206,17 @@ class RuleBase(Base):
         return kind(*(_tensors(settings.get(hyper, group[hyper])) for hyper in kind._fields))
 
     def _chain(
-        self, index: int, hyper: str, natural: Tensor | Params, value: float | dict[str, float]
+        self, group: dict[str, Any], hyper: str, natural: Tensor | Params, value: float | dict[str, float]
     ) -> Iterable[tuple[Coordinate, float]]:
         """Derivatives with respect to offsets, from those in natural units."""
-        tune, domain = self.tune[hyper], self.domains[hyper]
+        domain = self.domains[hyper]
         if isinstance(natural, dict) and isinstance(value, dict):
-            pairs = [(tune.key(index, name), natural[name], value[name]) for name in natural]
+            pairs = [(name, natural[name], value[name]) for name in natural]
         else:
-            pairs = [(tune.key(index, ""), cast(Tensor, natural), cast(float, value))]
-        for key, slope, at in pairs:
+            pairs = [("", cast(Tensor, natural), cast(float, value))]
+        for name, slope, at in pairs:
             if domain.contains(at):
-                yield Coordinate(hyper, key), slope.item() * derivative(domain, at)
+                yield self.coordinate(hyper, group, name), slope.item() * derivative(domain, at)
 
 
 def _tensors(value: float | dict[str, float]) -> Tensor | Params:

@@ -73,13 +73,14 @@ class TorchBase(Base):
             rate = values[index].get("lr", group["lr"])
             along = direction(group, self.optimizer.state[param], gradient[name], before[name])
             delta[name] = -(rate[name] if isinstance(rate, dict) else rate) * along
-        owners = {name: index for index, _, name, _ in moving}
+        owners = {
+            name: (self.coordinate("lr", group, name), index) for index, group, name, _ in moving if "lr" in self.tune
+        }
 
         def pullback(cotangents: Params) -> Slopes:
             parts: dict[tuple[Coordinate, int], list[Tensor]] = {}
-            for name in (n for n in owners if n in cotangents and "lr" in self.tune):
-                where = Coordinate("lr", self.tune["lr"].key(owners[name], name)), owners[name]
-                parts.setdefault(where, []).append(inner(cotangents[name], delta[name]))
+            for name in (n for n in owners if n in cotangents):
+                parts.setdefault(owners[name], []).append(inner(cotangents[name], delta[name]))
             return {where: total(terms) for where, terms in parts.items()}
 
         return Taken(gradient, before, delta, distinct, pullback)
