@@ -16,8 +16,14 @@ def head(batch: Any, fraction: float) -> Any:
 
 
 def detached(batch: Any) -> Any:
-    """A batch without the graphs that its tensors carry."""
-    return mapped(lambda tensor: tensor.detach() if tensor.grad_fn is not None else tensor, batch)
+    """A batch without the graphs that its tensors carry, fit for a backward also if made in inference mode."""
+
+    def plain(tensor: Tensor) -> Tensor:
+        if tensor.is_inference():
+            return tensor.clone()
+        return tensor.detach() if tensor.grad_fn is not None else tensor
+
+    return mapped(plain, batch)
 
 
 def mapped(function: Callable[[Tensor], Tensor], batch: Any) -> Any:

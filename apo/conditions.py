@@ -1,5 +1,7 @@
 """Under which conditions a forward ran, so that an evaluation can enter them again: random numbers, autocast."""
 
+import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,10 +18,11 @@ MOST = 256
 
 
 class Conditions(NamedTuple):
-    """Random number generators by device, autocast by device type."""
+    """Random number generators by device, autocast by device type, the generators of Python and NumPy."""
 
     rng: dict[torch.device, Tensor]
     autocast: dict[str, tuple[bool, torch.dtype]]
+    host: tuple[Any, Any]
 
     @property
     def float16(self) -> bool:
@@ -112,6 +115,7 @@ class Recorder:
         return Conditions(
             {device: _rng(device).get_rng_state(*_at(device)) for device in self.devices},
             {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types},
+            (random.getstate(), numpy.get_state() if (numpy := _numpy()) else None),
         )
 
 
@@ -136,6 +140,10 @@ def restore_rng(conditions: Conditions) -> None:
     """Put the random number generators back to where they were."""
     for device, state in conditions.rng.items():
         _rng(device).set_rng_state(state, *_at(device))
+    own, numpys = conditions.host
+    random.setstate(own)
+    if numpys is not None:
+        _numpy().set_state(numpys)
 
 
 def seed_rng(devices: Iterable[torch.device], seed: int) -> None:
@@ -146,6 +154,11 @@ def seed_rng(devices: Iterable[torch.device], seed: int) -> None:
 
 def _rng(device: torch.device) -> Any:
     return torch if device.type == "cpu" else torch.get_device_module(device)
+
+
+def _numpy() -> Any:
+    """NumPy's global generator, if anybody has imported it: dropping whole layers or spans is often drawn there."""
+    return sys.modules.get("numpy.random")
 
 
 def _at(device: torch.device) -> tuple[torch.device, ...]:

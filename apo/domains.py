@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from apo.checks import real
+from apo.trees import scalar
 from apo.types import Domain
 
 
@@ -48,7 +49,7 @@ def hyper(name: str, value: Any, *, below: float = math.inf) -> Tensor:
     """
     if isinstance(value, Tensor):
         raise TypeError(f"{name} must be a float, not {value!r} of type Tensor")
-    return torch.tensor(real(name, value, high=below), dtype=torch.float64)
+    return scalar(real(name, value, high=below))
 
 
 def free(domain: Domain, value: float) -> float:
@@ -59,7 +60,7 @@ def free(domain: Domain, value: float) -> float:
     """
     if not domain.contains(value):
         raise ValueError(f"{value!r} is not in {domain.name}, so it cannot be adapted; drop it from tune=")
-    return domain.unconstrain(torch.tensor(value, dtype=torch.float64)).item()
+    return domain.unconstrain(scalar(value)).item()
 
 
 def shift(domain: Domain, value: float, offset: float) -> float:
@@ -79,7 +80,7 @@ def shift(domain: Domain, value: float, offset: float) -> float:
     coordinate = free(domain, value)
     if offset == 0.0:
         return value
-    return domain.constrain(torch.tensor(coordinate + offset, dtype=torch.float64)).item()
+    return domain.constrain(scalar(coordinate + offset)).item()
 
 
 def derivative(domain: Domain, value: float) -> float:
@@ -88,7 +89,7 @@ def derivative(domain: Domain, value: float) -> float:
     Raises:
         ValueError: If the value is outside the domain.
     """
-    coordinate = torch.tensor(free(domain, value), dtype=torch.float64, requires_grad=True)
+    coordinate = scalar(free(domain, value)).requires_grad_()
     with torch.enable_grad():
         moved = domain.constrain(coordinate)
     return torch.autograd.grad(moved, coordinate)[0].item()

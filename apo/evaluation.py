@@ -2,7 +2,8 @@
 
 The weights that are judged are in the live parameters, so an ordinary forward and backward is all there is: activation
 checkpointing, compiled models, shared modules and tied weights work as they do in training. What an extra evaluation
-would disturb is put back: buffers, ``.grad``, training flags, and the state of the random number generators.
+would disturb is put back: buffers, ``.grad``, training flags, attributes of modules, and the state of the random number
+generators.
 """
 
 import weakref
@@ -19,6 +20,7 @@ from apo.discrepancies import Loss, check_vanishes
 from apo.graphs import aside, leaves_below
 from apo.proximal import Proximal
 from apo.traces import Traces, weights_stay
+from apo.trees import dense
 from apo.types import Params
 
 Evaluate = Callable[[nn.Module, Any], tuple[Any, Any]]
@@ -126,7 +128,7 @@ class Evaluation:
                     apart = objective.distance(after, before, self.loss, self._targets(fed.batch, objective))
                 part = fsd * fed.weight / sum(f.weight for f in other) * apart
                 distance += self._backward(part, scale)
-            gradient = {name: param.grad for name, param in self.params.items() if param.grad is not None}
+            gradient = {name: dense(param.grad) for name, param in self.params.items() if param.grad is not None}
             if scale != 1.0:
                 gradient = {name: grad / scale for name, grad in gradient.items()}
         return Judgement(loss, distance, gradient)
@@ -158,7 +160,7 @@ class Evaluation:
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Put back buffers, training flags and random number generators at the end, also after an error."""
+        """Put back what models and random number generators were at the end, also after an error."""
         now, traces = self.recorder.now(), Traces()
         traces.keep(self.model)
         Recorder.evaluations.append(traces)

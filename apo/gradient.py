@@ -66,7 +66,7 @@ class GradientState:
     def __init__(self, gradient: Gradient, labels: Sequence[str]) -> None:
         """Build the optimizer for some coordinates."""
         self.gradient, self.labels = gradient, list(labels)
-        self.free = torch.zeros(len(self.labels), dtype=torch.float64, requires_grad=True)
+        self.free = torch.zeros(len(self.labels), dtype=torch.float64, device="cpu", requires_grad=True)
         self.optimizer = gradient.factory([self.free], **gradient.options)
 
     def move(self, offsets: Sequence[float], slopes: Sequence[float]) -> list[float]:
@@ -80,8 +80,8 @@ class GradientState:
             Where they want to be.
         """
         with torch.no_grad():
-            self.free.copy_(torch.tensor(offsets, dtype=torch.float64))
-        slope = torch.tensor(slopes, dtype=torch.float64)
+            self.free.copy_(torch.tensor(offsets, dtype=torch.float64, device="cpu"))
+        slope = torch.tensor(slopes, dtype=torch.float64, device="cpu")
         self.free.grad = slope if self.gradient.clip is None else slope.clamp(-self.gradient.clip, self.gradient.clip)
         self.optimizer.step()
         moved: list[float] = self.free.detach().tolist()
@@ -117,9 +117,9 @@ class GradientState:
         for name, value in template.items():
             if isinstance(value, torch.Tensor) and value.ndim:
                 column = [numbers.get(f"{name}/{label}", 0.0) for label in self.labels]
-                state[name] = torch.tensor(column, dtype=value.dtype)
+                state[name] = torch.tensor(column, dtype=value.dtype, device="cpu")
             elif isinstance(value, torch.Tensor):
-                state[name] = torch.tensor(number(numbers, name, 0.0), dtype=value.dtype)
+                state[name] = torch.tensor(number(numbers, name, 0.0), dtype=value.dtype, device="cpu")
             else:
                 state[name] = number(numbers, name, value)
         return True

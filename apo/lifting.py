@@ -45,7 +45,7 @@ def elementwise(
 
 def init_each(init: Callable[[Tensor], S], params: Params) -> S:
     """The state of all tensors, from ``init(param) -> state`` for one."""
-    blank = init(torch.zeros(()))
+    blank = init(torch.zeros((), device="cpu"))
     states = {key: init(param.detach().to(compute_dtype(param.dtype))) for key, param in params.items()}
     columns = ({key: s[i] for key, s in states.items() if s[i] is not None} for i in range(len(blank)))
     return type(blank)(*columns)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from apo.checks import choice, real
 from apo.discrepancies import BY_NAME, NEEDS_LOSS, Discrepancy, Loss, check_vanishes
-from apo.trees import detached, half_square, inner, leaves, rebuild
+from apo.trees import detached, half_square, inner, leaves, rebuild, scalar
 from apo.types import H, Judged, Params, Rule, S
 
 Objective = Callable[[Params], Tensor]
@@ -221,9 +221,8 @@ def lookahead(rule: Rule[S, H], params: Params, grads: Params, state: S, hypers:
     Returns:
         θ', ξ' (both detached), and the pullback, which may be called any number of times.
     """
-    # Plain numbers are welcome, too.
-    inputs = [torch.as_tensor(h, dtype=getattr(h, "dtype", torch.float64)) for h in leaves(hypers)]
-    inputs = [h.detach().clone().requires_grad_() for h in inputs]
+    numbers: list[Any] = leaves(hypers)  # plain ones are welcome, too
+    inputs = [(h if isinstance(h, Tensor) else scalar(h)).detach().clone().requires_grad_() for h in numbers]
     fixed = {key: p.detach() for key, p in params.items()}
     slopes = {key: g.detach() for key, g in grads.items()}
     with torch.enable_grad():

@@ -28,9 +28,8 @@ class Step:
         """Take the step: the live weights are θ' afterwards."""
         self._live = {name: param for base in bases for _, _, name, param in base.moving()}
         for name, param in self._live.items():
-            if param.grad is not None and (param.grad.is_sparse or param.is_complex()):
-                kind = "is complex" if param.is_complex() else "has a sparse gradient"
-                raise ValueError(f"{name} {kind}, which cannot be judged; train it with an optimizer of its own")
+            if param.is_complex():
+                raise ValueError(f"{name} is complex, which cannot be judged; train it with an optimizer of its own")
         taken = all_or_none(bases, lambda base: base.take(values, judged))
         self.gradient: Params = {name: tensor for t in taken for name, tensor in t.gradient.items()}
         self.before: Params = {name: tensor for t in taken for name, tensor in t.before.items()}

@@ -1,4 +1,6 @@
-"""What an evaluation would leave behind in modules, kept to be put back: buffers and training flags.
+"""What an evaluation would leave behind in modules, kept to be put back: buffers, training flags, attributes.
+
+What lies deeper is not known here: the insides of an object that an attribute refers to, a list within a list.
 
 The models of other optimizers that an evaluation runs (a generator is judged through its discriminator) are kept too:
 every model under an `apo.APO` has a hook on its forward, which reports the model to all evaluations under way.
@@ -12,31 +14,77 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+Container = dict[Any, Any] | list[Any] | set[Any]
+
 
 class Traces:
-    """Buffers and training flags of modules, as they were when these were first seen."""
+    """Buffers, training flags and attributes of modules, as they were when these were first seen."""
 
     def __init__(self) -> None:
         """Start empty."""
         self._flags: dict[nn.Module, bool] = {}
         self._buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+        self._containers: list[tuple[Container, Container]] = []
 
     def keep(self, model: nn.Module) -> None:
         """Keep what a model and the modules in it have, if that has not been done yet."""
         for module in model.modules() if model not in self._flags else ():
             if module not in self._flags:
                 self._flags[module] = module.training
-                self._buffers += [(module, n, b, b.clone()) for n, b in module.named_buffers(recurse=False)]
+                buffers = module.named_buffers(recurse=False, remove_duplicate=False)
+                self._buffers += [(module, name, buffer, buffer.clone()) for name, buffer in buffers]
+                self._containers += [(container, container.copy()) for container in _containers(module)]
 
     def put_back(self) -> None:
         """Put everything back."""
+        for container, items in self._containers:
+            _refill(container, items)
         for module, flag in self._flags.items():
             module.training = flag
-        with torch.no_grad():
-            for module, name, buffer, content in self._buffers:
+        for module, name, buffer, content in self._buffers:
+            if getattr(module, name) is not buffer:  # a scripted module keeps its own elsewhere
                 setattr(module, name, buffer)
-                if not torch.equal(buffer, content):
-                    buffer.copy_(content)
+            _rewrite(buffer, content)
+
+
+def _containers(module: nn.Module) -> list[Container]:
+    """The attributes of a module, and the dicts, lists and sets among them.
+
+    Those that hold parameters or modules are what the model is made of, and belong to whoever made it so.
+    """
+    own = vars(module)
+    found = [value for value in own.values() if type(value) in (dict, list, set)]
+    return [own, *(container for container in found if not any(map(_is_part, _values(container))))]
+
+
+def _values(container: Container) -> Any:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, nn.Parameter | nn.Module)
+
+
+def _refill(container: Any, items: Any) -> None:
+    """Give a container the items that it had; one that has them all is not touched."""
+    if isinstance(container, dict):
+        for key in container.keys() - items.keys():
+            del container[key]
+        for key, value in items.items():
+            if key not in container or container[key] is not value:
+                container[key] = value
+    elif list(map(id, container)) != list(map(id, items)):
+        container.clear()
+        container.extend(items) if isinstance(container, list) else container.update(items)
+
+
+def _rewrite(buffer: Tensor, content: Tensor) -> None:
+    """Give a buffer the content that it had; a write that changes nothing would spoil graphs that still need it."""
+    if buffer.layout != torch.strided or buffer.shape != content.shape:
+        buffer.data = content
+    elif not torch.equal(buffer, content):
+        with torch.no_grad():
+            buffer.copy_(content)
 
 
 @contextmanager

@@ -23,9 +23,19 @@ def rebuild(like: H, values: Iterable[Tensor]) -> H:
     return type(like)(*fields)
 
 
+def scalar(value: float) -> Tensor:
+    """A number as hyperparameters and counts are kept: [], float64, on the CPU, whatever the default device is."""
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a rule computes: the parameter's own, but never below float32."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """A tensor in the ordinary layout: itself, or what a sparse one stands for."""
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
@@ -44,7 +54,7 @@ def total(terms: Iterable[Tensor]) -> float:
 
 def half_square(delta: Params) -> Tensor:
     """The weight-space discrepancy ½‖Δ‖², []."""
-    return 0.5 * sum((inner(d, d) for d in delta.values()), start=torch.zeros(()))
+    return 0.5 * sum((inner(d, d) for d in delta.values()), start=torch.zeros((), device="cpu"))
 
 
 def detached(state: S) -> S:

@@ -63,6 +63,14 @@ class Base(ABC):
         """The hyperparameters that can be tuned, and their domains."""
 
     @abstractmethod
+    def check(self) -> None:
+        """Raise, before any base has taken the step, if this one cannot take it.
+
+        Raises:
+            ValueError: If a gradient does not suit.
+        """
+
+    @abstractmethod
     def step(self, values: Values) -> None:
         """Take the step with the given hyperparameters."""
 
@@ -104,7 +112,9 @@ class Base(ABC):
 
     def finite(self) -> bool:
         """Whether every gradient is finite."""
-        return all(bool(torch.isfinite(param.grad).all()) for *_, param in self.moving() if param.grad is not None)
+        grads = (param.grad for *_, param in self.moving() if param.grad is not None)
+        entries = (grad.coalesce().values() if grad.is_sparse else grad for grad in grads)
+        return all(bool(torch.isfinite(entry).all()) for entry in entries)
 
     def backup(self) -> Callable[[], None]:
         """Save what a step may change: weights, their gradients, the state; the returned function puts it back."""

@@ -51,6 +51,13 @@ def adamw(group: Group, state: dict[str, Any], grad: Tensor, before: Tensor) -> 
     return adam({**group, "decoupled_weight_decay": True}, state, grad, before)
 
 
+def sparse_adam(group: Group, state: dict[str, Any], grad: Tensor, before: Tensor) -> Tensor:
+    """As `adam` without a decay, where the gradient has rows; ε is added before the correction."""
+    correction = 1.0 - group["betas"][1] ** float(state["step"])
+    direction: Tensor = grad * math.sqrt(correction) / state["exp_avg_sq"].sqrt().add_(group["eps"])
+    return -direction if group["maximize"] else direction
+
+
 def radam(group: Group, state: dict[str, Any], grad: Tensor, before: Tensor) -> Tensor:
     """The gradient, rectified once the variance is tractable."""
     beta, step = group["betas"][1], float(state["step"])
@@ -82,6 +89,7 @@ BY_CLASS: dict[type[torch.optim.Optimizer], Direction] = {
     torch.optim.Adam: adam,
     torch.optim.AdamW: adamw,
     torch.optim.NAdam: adam,
+    torch.optim.SparseAdam: sparse_adam,
     torch.optim.RAdam: radam,
     torch.optim.Adamax: adamax,
     torch.optim.RMSprop: rmsprop,

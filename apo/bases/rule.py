@@ -10,6 +10,7 @@ from apo.bases.base import Base, Slopes, Taken, Values
 from apo.domains import derivative
 from apo.hypers import Coordinate
 from apo.proximal import lookahead, momentum_free
+from apo.trees import scalar
 from apo.types import Domain, Judged, Params, Rule, Statistics
 
 
@@ -113,6 +114,15 @@ class RuleBase(Base):
     def domains(self) -> Mapping[str, Domain]:
         """Every hyperparameter of the rule."""
         return self.optimizer.rule.domains
+
+    def check(self) -> None:
+        """Raise if a gradient is sparse."""
+        for *_, name, param in self.moving():
+            if param.grad is not None and param.grad.layout != torch.strided:
+                raise ValueError(
+                    f"{name} has a sparse gradient, which a rule cannot take: make its layer with sparse=False, "
+                    "or give apo.APO a list, with torch.optim.SGD, Adagrad or SparseAdam for this parameter"
+                )
 
     def step(self, values: Values) -> None:
         """Take the step."""
@@ -221,5 +231,5 @@ class RuleBase(Base):
 
 def _tensors(value: float | dict[str, float]) -> Tensor | Params:
     if isinstance(value, dict):
-        return {name: torch.tensor(v, dtype=torch.float64) for name, v in value.items()}
-    return torch.tensor(value, dtype=torch.float64)
+        return {name: scalar(v) for name, v in value.items()}
+    return scalar(value)

@@ -12,7 +12,7 @@ from apo.bases.directions import BY_CLASS, UNCORRECTED, momentum
 from apo.bases.linearity import why_not_linear
 from apo.domains import POSITIVE
 from apo.hypers import Coordinate, Tune
-from apo.trees import inner, total
+from apo.trees import dense, inner, total
 from apo.types import Domain, Judged, Params
 
 
@@ -49,6 +49,9 @@ class TorchBase(Base):
     def domains(self) -> Mapping[str, Domain]:
         """Only the learning rate."""
         return {"lr": POSITIVE}
+
+    def check(self) -> None:
+        """Raise nothing: what does not suit, torch refuses itself."""
 
     def step(self, values: Values) -> None:
         """Take the step; learning rates that differ within a group scale each parameter's displacement."""
@@ -114,4 +117,4 @@ class TorchBase(Base):
 
 
 def _gradient(param: Tensor) -> Tensor:
-    return cast(Tensor, param.grad)
+    return dense(cast(Tensor, param.grad))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from apo.domains import AVERAGING, POSITIVE, hyper
 from apo.lifting import elementwise
+from apo.trees import scalar
 from apo.types import Rule
 
 
@@ -40,7 +41,7 @@ class AdamState(NamedTuple):
 
 def init(param: Tensor) -> AdamState:
     """State before the first step: m = v = 0, t = 0."""
-    return AdamState(torch.zeros_like(param), torch.zeros_like(param), torch.zeros((), dtype=torch.float64))
+    return AdamState(torch.zeros_like(param), torch.zeros_like(param), scalar(0.0))
 
 
 def step(

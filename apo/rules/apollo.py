@@ -24,7 +24,7 @@ from torch import Tensor
 from apo.checks import choice, real
 from apo.domains import AVERAGING, POSITIVE, hyper
 from apo.lifting import elementwise
-from apo.trees import inner
+from apo.trees import inner, scalar
 from apo.types import Rule
 
 Decay = Literal["l2", "decoupled"]
@@ -51,7 +51,7 @@ class ApolloState(NamedTuple):
 def init(param: Tensor) -> ApolloState:
     """State before the first step: m = B = d = 0, t = 0."""
     m, b, d = (torch.zeros_like(param) for _ in range(3))
-    return ApolloState(m, b, d, torch.zeros((), dtype=torch.float64))
+    return ApolloState(m, b, d, scalar(0.0))
 
 
 def step(

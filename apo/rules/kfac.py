@@ -26,7 +26,7 @@ from apo.checks import choice, function, instance, real, whole
 from apo.domains import DAMPING, POSITIVE, hyper
 from apo.layers import layers_of, unwrapped, without_factors
 from apo.lifting import collect, slices
-from apo.trees import compute_dtype
+from apo.trees import compute_dtype, scalar
 from apo.types import Fisher, Layer, Params, Rule, Statistics
 
 RECENT = 8.0
@@ -75,7 +75,7 @@ def init(params: Params, *, layers: Mapping[str, Layer]) -> KFACState:
         widths = weight.shape[1] + (layers[name].bias is not None), weight.shape[0]
         a, s = (torch.eye(width, dtype=weight.dtype, device=weight.device) for width in widths)
         fields = a, s, a.clone(), s.clone(), a.diagonal().clone(), s.diagonal().clone()
-        for field, value in zip(state, (*fields, torch.zeros((), dtype=torch.float64)), strict=True):
+        for field, value in zip(state, (*fields, scalar(0.0)), strict=True):
             field[name] = value
     return state
 
@@ -115,7 +115,7 @@ def observe(state: KFACState, statistics: Statistics, *, ema: float) -> KFACStat
         if name not in state.inputs:
             continue
         count = state.observations[name] + 1.0
-        fresh = torch.maximum((RECENT / count).clamp_max(1.0), torch.tensor(1.0 - ema, dtype=torch.float64))
+        fresh = torch.maximum((RECENT / count).clamp_max(1.0), scalar(1.0 - ema))
         for average, basis, values, factor in (
             (new.inputs, new.input_basis, new.input_values, factors.inputs),
             (new.outputs, new.output_basis, new.output_values, factors.outputs),

@@ -31,7 +31,7 @@ from torch import Tensor
 from apo.checks import choice
 from apo.domains import AVERAGING, POSITIVE, hyper
 from apo.lifting import collect, init_each, slices
-from apo.trees import inner
+from apo.trees import inner, scalar
 from apo.types import Params, Rule
 
 Secant = Literal["global", "tensor"]
@@ -96,7 +96,7 @@ def init(param: Tensor, *, pair: bool, variant: Variant) -> QuasiAdamState:
     """State of one tensor before the first step: m = v = 0, t = 0, and nothing of use in the pair."""
     zeros = partial(torch.zeros_like, param)
     last_param, last_grad = (zeros() if kept else None for kept in (pair, pair and variant == "sum"))
-    return QuasiAdamState(zeros(), zeros(), last_param, last_grad, torch.zeros((), dtype=torch.float64))
+    return QuasiAdamState(zeros(), zeros(), last_param, last_grad, scalar(0.0))
 
 
 def step(

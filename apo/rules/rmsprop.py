@@ -17,6 +17,7 @@ from torch import Tensor
 
 from apo.domains import AVERAGING, EXPONENT, POSITIVE, hyper
 from apo.lifting import elementwise
+from apo.trees import scalar
 from apo.types import Rule
 
 
@@ -39,7 +40,7 @@ class RMSpropState(NamedTuple):
 
 def init(param: Tensor, *, bias_correction: bool) -> RMSpropState:
     """State before the first step: s = 0."""
-    count = torch.zeros((), dtype=torch.float64) if bias_correction else None
+    count = scalar(0.0) if bias_correction else None
     return RMSpropState(torch.zeros_like(param), count)
 
 

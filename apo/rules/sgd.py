@@ -40,7 +40,7 @@ def init(param: Tensor, *, momentum: bool) -> SGDState:
     """State before the first step: v = 0."""
     if not momentum:
         return SGDState(None, None)
-    return SGDState(torch.zeros_like(param), torch.zeros((), dtype=torch.bool))
+    return SGDState(torch.zeros_like(param), torch.zeros((), dtype=torch.bool, device="cpu"))
 
 
 def step(

@@ -51,10 +51,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "the step of Adafactor is not proportional to its lr.*assume_linear=True",
     ),
     "lbfgs": (lambda p: o.LBFGS(p, lr=0.1), "LBFGS evaluates the loss within its step"),
-    "sparse-adam": (
-        lambda p: o.SparseAdam(list(p), lr=0.1),
-        "SparseAdam takes sparse gradients, which cannot be judged",
-    ),
 }
 
 
