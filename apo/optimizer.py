@@ -235,8 +235,6 @@ class APO(Combined):
 
     def _advance(self, feeds: Sequence[Fed], others: Sequence[Fed]) -> str | None:
         """Take a step, and judge it if it is a meta-step's; return what the user should be told."""
-        for base in self._bases:
-            base.check()
         if self._skip_nonfinite and not all(base.finite() for base in self._bases):
             self._counts.skipped += 1
             self._clear()

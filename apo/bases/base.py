@@ -63,14 +63,6 @@ class Base(ABC):
         """The hyperparameters that can be tuned, and their domains."""
 
     @abstractmethod
-    def check(self) -> None:
-        """Raise, before any base has taken the step, if this one cannot take it.
-
-        Raises:
-            ValueError: If a gradient does not suit.
-        """
-
-    @abstractmethod
     def step(self, values: Values) -> None:
         """Take the step with the given hyperparameters."""
 

@@ -50,9 +50,6 @@ class TorchBase(Base):
         """Only the learning rate."""
         return {"lr": POSITIVE}
 
-    def check(self) -> None:
-        """Raise nothing: what does not suit, torch refuses itself."""
-
     def step(self, values: Values) -> None:
         """Take the step; learning rates that differ within a group scale each parameter's displacement."""
         scaled = {name for index, _, name, _ in self.moving() if isinstance(values[index].get("lr"), dict)}
