@@ -76,8 +76,18 @@ class RuleOptimizer(torch.optim.Optimizer):
                 )
 
     def gather(self, group: dict[str, Any]) -> tuple[Params, Params, Params, Any]:
-        """Live parameters, their values, gradients and state, of all in a group that have a gradient."""
+        """Live parameters, their values, gradients and state, of all in a group that have a gradient.
+
+        Raises:
+            ValueError: If a gradient is sparse.
+        """
         live = {self.names[param]: param for param in group["params"] if param.grad is not None}
+        for name, param in live.items():
+            if cast(Tensor, param.grad).layout != torch.strided:
+                raise ValueError(
+                    f"{name} has a sparse gradient, which a rule cannot take: make its layer with sparse=False, "
+                    "or give apo.APO a list, with torch.optim.SGD, Adagrad or SparseAdam for this parameter"
+                )
         params = {name: param.detach() for name, param in live.items()}
         fresh = self.rule.init({name: param for name, param in params.items() if not self.state.get(live[name])})
         fields = []
@@ -114,15 +124,6 @@ class RuleBase(Base):
     def domains(self) -> Mapping[str, Domain]:
         """Every hyperparameter of the rule."""
         return self.optimizer.rule.domains
-
-    def check(self) -> None:
-        """Raise if a gradient is sparse."""
-        for *_, name, param in self.moving():
-            if param.grad is not None and param.grad.layout != torch.strided:
-                raise ValueError(
-                    f"{name} has a sparse gradient, which a rule cannot take: make its layer with sparse=False, "
-                    "or give apo.APO a list, with torch.optim.SGD, Adagrad or SparseAdam for this parameter"
-                )
 
     def step(self, values: Values) -> None:
         """Take the step."""
@@ -169,8 +170,8 @@ class RuleBase(Base):
     def observe(self, statistics: Statistics) -> Callable[[], None]:
         """Fold statistics of the model's curvature into the state; the returned function takes it back."""
         restore = self._state()
-        for _, group in self.groups():
-            live, _, _, before = self.optimizer.gather(group)
+        gathered = [(group, *self.optimizer.gather(group)) for _, group in self.groups()]
+        for group, live, _, _, before in gathered:
             self.optimizer.keep(group, live, cast(Any, self.optimizer.rule.observe)(before, statistics))
         return restore
 
