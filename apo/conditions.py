@@ -77,9 +77,13 @@ class Recorder:
     def after(self, module: nn.Module, args: Any, outputs: Any) -> None:
         """Wait for the backward of a forward that has been noted."""
         if self._noting and self.seen and self.seen[-1].made is False:
-            found = [] if torch.compiler.is_compiling() else [x for x in tensors(outputs) if x.requires_grad]
-            self.seen[-1].hooks = [x.register_hook(self.seen[-1].make) for x in found]  # type: ignore[no-untyped-call]
-            self.seen[-1].made = False if found else None
+            found = [] if torch.compiler.is_compiling() else list(tensors(outputs))
+            waiting = [x for x in found if x.requires_grad]
+            if found and not waiting:  # of parameters that are toggled off, say: no gradient can come of it
+                self.seen.pop()
+                return
+            self.seen[-1].hooks = [x.register_hook(self.seen[-1].make) for x in waiting]  # type: ignore[no-untyped-call]
+            self.seen[-1].made = False if waiting else None
 
     @property
     def _noting(self) -> bool:

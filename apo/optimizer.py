@@ -251,7 +251,7 @@ class APO(Combined):
         step_all(self._bases, values)
         self._counts.steps += 1
         self._counts.counted += moving and any(rate > 0.0 for rate in self._rates)
-        return NOTHING_FED if meta_step else unseen
+        return NOTHING_FED if meta_step and moving else unseen
 
     def _meta_step(self, feeds: Sequence[Fed], others: Sequence[Fed], guard: bool = False) -> str | None:
         """Take a step and judge it, or only guard against one that is far too long."""
