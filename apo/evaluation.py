@@ -18,9 +18,10 @@ from apo.batches import describe, logits
 from apo.conditions import Conditions, Recorder, restore_rng, seed_rng, under
 from apo.discrepancies import Loss, check_vanishes
 from apo.graphs import aside, leaves_below
+from apo.processes import Processes, reshard
 from apo.proximal import Proximal
 from apo.traces import Traces, weights_stay
-from apo.trees import dense
+from apo.trees import dense, local
 from apo.types import Params
 
 Evaluate = Callable[[nn.Module, Any], tuple[Any, Any]]
@@ -49,6 +50,7 @@ class Evaluation:
 
     Attributes:
         model: The module, without a data-parallel wrapper.
+        processes: Those that train it together: losses are means over all of them.
         recorder: Notes the conditions of training forwards.
     """
 
@@ -56,13 +58,14 @@ class Evaluation:
         self,
         model: nn.Module,
         params: Mapping[str, Tensor],
+        processes: Processes,
         loss: Loss | None,
         forward: Callable[[nn.Module, Any], Any] | None,
         target: Callable[[Any], Any] | None,
         evaluate: Evaluate | None,
     ) -> None:
         """Hold the model and the functions, and hook the model's forward."""
-        self.model, self.params = model, params
+        self.model, self.params, self.processes = model, params, processes
         self.loss, self.forward, self.target, self.evaluate = loss, forward, target, evaluate
         self._checked = False
         self.recorder = Recorder()
@@ -75,8 +78,9 @@ class Evaluation:
     def value(self, feeds: Sequence[Fed]) -> float:
         """The weighted mean loss over batches at the live weights."""
         total = sum(fed.weight for fed in feeds)
-        with self.undisturbed(), torch.no_grad():
-            return sum(fed.weight / total * self._run(fed)[0].item() for fed in feeds)
+        with self.processes.together(), self.undisturbed(), torch.no_grad():
+            here = sum(fed.weight / total * self._run(fed)[0].item() for fed in feeds)
+        return self.processes.mean([here])[0]
 
     def outputs(self, objective: Proximal, feeds: Sequence[Fed]) -> list[tuple[Tensor, Conditions]]:
         """The outputs on batches at the live weights, and the conditions under which to take them again.
@@ -86,14 +90,14 @@ class Evaluation:
             ValueError: If a custom discrepancy does not vanish at equality; it is checked once.
         """
         taken = []
-        with self.undisturbed(), torch.no_grad():
+        with self.processes.together(), self.undisturbed(), torch.no_grad():
             for fed in feeds:
                 conditions = fed.conditions or self.recorder.now()
                 with under(conditions):
                     taken.append((logits(self._outputs(fed.batch)).clone(), conditions))
-        if taken and callable(objective.discrepancy) and not self._checked:
-            check_vanishes(objective.discrepancy, taken[0][0])
-            self._checked = True
+            if taken and callable(objective.discrepancy) and not self._checked:
+                check_vanishes(objective.discrepancy, taken[0][0])
+                self._checked = True
         return taken
 
     def judge(
@@ -114,11 +118,12 @@ class Evaluation:
             fsd: λ_FSD.
 
         Returns:
-            The loss on B, fsd times the mean discrepancy on B', and the gradient of their sum.
+            The loss on B, fsd times the mean discrepancy on B', and the gradient of their sum: of copies of the weights
+            that of this process, of shards the shard that is here.
         """
         loss = distance = 0.0
         scale = FP16_SCALE if any(fed.conditions is not None and fed.conditions.float16 for fed in feeds) else 1.0
-        with self.undisturbed(), aside(self._own()), torch.enable_grad():
+        with self.processes.together(), self.undisturbed(), aside(self._own()), torch.enable_grad():
             for fed in feeds:
                 part = fed.weight / sum(f.weight for f in feeds) * self._run(fed)[0]
                 loss += self._backward(part, scale)
@@ -128,9 +133,11 @@ class Evaluation:
                     apart = objective.distance(after, before, self.loss, self._targets(fed.batch, objective))
                 part = fsd * fed.weight / sum(f.weight for f in other) * apart
                 distance += self._backward(part, scale)
-            gradient = {name: dense(param.grad) for name, param in self.params.items() if param.grad is not None}
+            found = {name: param.grad for name, param in self.params.items() if param.grad is not None}
+            gradient = {name: dense(local(grad)) for name, grad in found.items()}
             if scale != 1.0:
                 gradient = {name: grad / scale for name, grad in gradient.items()}
+        loss, distance = self.processes.mean([loss, distance])
         return Judgement(loss, distance, gradient)
 
     def pull(
@@ -161,6 +168,7 @@ class Evaluation:
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
         """Put back what models and random number generators were at the end, also after an error."""
+        reshard(self.model)
         now, traces = self.recorder.now(), Traces()
         traces.keep(self.model)
         Recorder.evaluations.append(traces)
@@ -168,6 +176,7 @@ class Evaluation:
             with weights_stay(self.params.values()):
                 yield
         finally:
+            reshard(self.model)
             Recorder.evaluations.remove(traces)
             traces.put_back()
             restore_rng(now)

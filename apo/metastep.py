@@ -76,7 +76,7 @@ class MetaStep:
     ) -> None:
         """Prepare a meta-step after a number of steps taken, on the batches B and B'."""
         self._bases, self._evaluation, self._objective, self._tuning = bases, evaluation, objective, tuning
-        self._feeds, self._steps = feeds, steps
+        self._processes, self._feeds, self._steps = evaluation.processes, feeds, steps
         self._fsd, self._wsd = objective.weights(steps)
         self.without_other = bool(self._fsd and not others)
         self._others = [fed._replace(batch=head(fed.batch, objective.other_fraction)) for fed in others if self._fsd]
@@ -122,7 +122,7 @@ class MetaStep:
         """What to say if nothing moved although there are gradients and learning rates."""
         if not self._step.gradient:
             return NO_GRADIENT
-        pushed = any(bool(torch.any(grad != 0)) for grad in self._step.gradient.values())
+        pushed = self._processes.any(any(bool(torch.any(grad != 0)) for grad in self._step.gradient.values()))
         return TOO_SMALL if pushed and any(self.rates) else None
 
     @property
@@ -179,7 +179,7 @@ class MetaStep:
     def _take(self) -> None:
         """Take the step at the learning rates as they are tuned now."""
         self._values = self._tuning.values(self._steps)
-        self._step = Step(self._bases, self._values, self._objective.lookahead)
+        self._step = Step(self._bases, self._values, self._objective.lookahead, self._processes)
 
     def _search(self, slope: float) -> None:
         """Search the scale of the first step, allowing for schedules and for momentum that has not built up."""
@@ -217,7 +217,7 @@ class MetaStep:
         loss = step.linear_change() if linear else found.loss
         verdict = Verdict(loss, found.fsd, self._wsd * step.wsd(step.scale), start, end)
         matters = isinstance(self._tuning.meta, Newton) or any(ratio != 1.0 for ratio in self._ratios)
-        if matters and not linear and any(fed.conditions is None for fed in self._feeds):
+        if matters and not linear and self._processes.any(any(fed.conditions is None for fed in self._feeds)):
             self._correct_start(verdict)
         return verdict
 

@@ -75,8 +75,10 @@ class Observing:
                 found = collector.statistics(float(collector.examples)) if collector.examples else {}
                 message = message or (None if found else NOT_SEEN)
             else:
-                found = self._measured(fisher, collector, feeds, steps)
+                with self._evaluation.processes.together():
+                    found = self._measured(fisher, collector, feeds, steps)
                 message = message or (None if found else NOT_FED)
+            found = self._shared(fisher, found)
             finite = {name: factors for name, factors in found.items() if all(f.isfinite().all() for f in factors)}
             message = message or (None if len(finite) == len(found) else NOT_FINITE)
             self._undo.append(base.observe(finite))
@@ -87,6 +89,14 @@ class Observing:
         while self._undo:
             self._undo.pop()()
 
+    def _shared(self, fisher: Fisher, found: Statistics) -> Statistics:
+        """The means over all processes, of the layers that all of them have seen used."""
+        processes = self._evaluation.processes
+        used = processes.mean([float(name in found) for name in fisher.layers])
+        found = {name: found[name] for name, share in zip(fisher.layers, used, strict=True) if share == 1.0}
+        processes.average([factor for factors in found.values() for factor in factors])
+        return found
+
     def _due(self, steps: int) -> list[tuple[RuleBase, Fisher, Collector]]:
         """The bases to be observed before the step after so many: often at first, when the curvature changes most."""
         early = 1 << max(0, steps.bit_length() - 4)  # a sixteenth to an eighth of the steps taken
@@ -94,11 +104,11 @@ class Observing:
 
     def _measured(self, fisher: Fisher, collector: Collector, feeds: Sequence[Fed], steps: int) -> Statistics:
         """The weighted mean of the factors over the fed batches."""
-        whole = sum(fed.weight for fed in feeds)
+        whole, rank = sum(fed.weight for fed in feeds), self._evaluation.processes.rank
         mean: Statistics = {}
         for number, fed in enumerate(feeds):
             pulled = partial(cotangents, fisher, loss=self._evaluation.loss)
-            self._evaluation.pull(fed, collector.watching, pulled, seed=(steps << 16) + number)
+            self._evaluation.pull(fed, collector.watching, pulled, seed=(rank << 48) + (steps << 16) + number)
             for name, factors in collector.statistics(1.0).items():
                 so_far = mean.get(name, Factors(*(0.0 * f for f in factors)))
                 mean[name] = Factors(*(m + fed.weight / whole * f for m, f in zip(so_far, factors, strict=True)))

@@ -27,6 +27,7 @@ from apo.meta import parse_meta
 from apo.metastep import NOTHING_FED, SKIPPED, MetaStep
 from apo.newton import Newton
 from apo.observing import Observing
+from apo.processes import Processes
 from apo.proximal import Proximal
 from apo.record import Record
 from apo.stepping import step_all
@@ -61,6 +62,7 @@ class APO(Combined):
         relative: Callable[[int], float] | None = None,
         assume_linear: bool = False,
         skip_nonfinite: bool = False,
+        process_group: Any = None,
     ) -> None:
         """Wrap a base optimizer.
 
@@ -80,6 +82,7 @@ class APO(Combined):
             relative: A schedule on top: a function of the number of steps taken, in units of the tuned learning rate.
             assume_linear: Take it as given that a torch optimizer's step is linear in its learning rate.
             skip_nonfinite: Skip (and count) steps whose gradient is not finite.
+            process_group: The processes that train it together; by default its data-parallel wrapper's, else all.
 
         Raises:
             TypeError: If an argument is of the wrong type.
@@ -90,27 +93,22 @@ class APO(Combined):
         instance("objective", self.objective, Proximal, "an apo.Proximal")
         function(loss=loss, forward=forward, target=target, evaluate=evaluate, relative=relative)
         flag(assume_linear=assume_linear, skip_nonfinite=skip_nonfinite)
-        if self.objective.needs_targets and loss is None:
-            raise ValueError(
-                f"discrepancy={self.objective.discrepancy!r} needs loss=, a function of outputs and targets"
-            )
+        self.objective.check_loss(loss)
         how = parse_tune({"lr": "global"} if tune is None else tune)
         configured = parse_meta(meta, any(t.by_parameter for t in how.values()))
         self.record = Record()
         self._model = unwrapped(model)
         self._skip_nonfinite = skip_nonfinite
-        self._counts = checkpoint.Counts()
-        self._warned: set[str] = set()
-        self._names: dict[Tensor, str] = {}  # both kept up to date by `_link`, and read by bases and evaluation
-        self._params: dict[str, Tensor] = {}
+        self._counts, self._warned = checkpoint.Counts(), set[str]()
+        self._names, self._params = dict[Tensor, str](), dict[str, Tensor]()  # kept up to date by `_link` for all parts
         self._bases = bases_of(base, self._model, how, self._names, assume_linear, self.objective.lookahead)
         super().__init__([base.optimizer for base in self._bases])
-        self._evaluation = Evaluation(self._model, self._params, loss, forward, target, evaluate)
+        self._processes = Processes(model, self._params, process_group)
+        self._evaluation = Evaluation(self._model, self._params, self._processes, loss, forward, target, evaluate)
         self._feeding = Feeding(self._evaluation.recorder)
         self._tuning = Tuning(how, configured, relative)
         self._observing = Observing(self._bases, self._evaluation)
-        self._shape: list[tuple[int, int]] = []
-        self._rates: list[float] = []
+        self._shape, self._rates = list[tuple[int, int]](), list[float]()
         self._link()
         self._arm()
 
@@ -235,12 +233,14 @@ class APO(Combined):
 
     def _advance(self, feeds: Sequence[Fed], others: Sequence[Fed]) -> str | None:
         """Take a step, and judge it if it is a meta-step's; return what the user should be told."""
-        if self._skip_nonfinite and not all(base.finite() for base in self._bases):
+        if self._skip_nonfinite and self._processes.any(not all(base.finite() for base in self._bases)):
             self._counts.skipped += 1
             self._clear()
             return "a gradient is not finite: steps with such gradients are skipped"
         unseen = self._observing.observe(feeds, self._counts.steps)
         meta_step = self._until_meta_step() == 0
+        if meta_step or self._guarded:
+            self._processes.check({"batches of B": len(feeds), "batches of B'": len(others)}, self._tuning.hypers())
         if meta_step and (feeds or self.objective.loss_model == "linear"):
             return self._meta_step(feeds, others) or unseen
         if feeds and self._guarded:

@@ -128,6 +128,15 @@ class Proximal:
         """Whether the discrepancy involves the loss, and so the targets of B'."""
         return self.discrepancy in NEEDS_LOSS
 
+    def check_loss(self, loss: Loss | None) -> None:
+        """Raise if the discrepancy involves the loss, and there is none.
+
+        Raises:
+            ValueError: If so.
+        """
+        if self.needs_targets and loss is None:
+            raise ValueError(f"discrepancy={self.discrepancy!r} needs loss=, a function of outputs and targets")
+
     def distance(self, new: Tensor, old: Tensor, loss: Loss | None = None, targets: Any = None) -> Tensor:
         """The mean discrepancy between outputs, [].
 
@@ -146,8 +155,7 @@ class Proximal:
         measure = BY_NAME[self.discrepancy] if isinstance(self.discrepancy, str) else self.discrepancy
         if not self.needs_targets:
             return measure(new, old).mean()
-        if loss is None:
-            raise ValueError(f"discrepancy={self.discrepancy!r} needs loss=, a function of outputs and targets")
+        self.check_loss(loss)
         return measure(new, old, loss, targets)
 
     def _linearised(self, loss: Objective, theta: Params, grads: Params | None) -> Objective:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from apo.bases.base import Base, Slopes, Values
-from apo.trees import half_square, inner, total
+from apo.processes import Processes
+from apo.trees import half_square, inner, local, total
 from apo.types import Judged, Params
 
 Result = TypeVar("Result")
@@ -21,15 +22,18 @@ class Step:
         gradient: g.
         before: θ, copies.
         delta: The displacement that is judged, at scale 1.
+        moved: Whether any weight is displaced, in any process.
         scale: The scale of the step that stays, against the one taken.
     """
 
-    def __init__(self, bases: Sequence[Base], values: Values, judged: Judged) -> None:
+    def __init__(self, bases: Sequence[Base], values: Values, judged: Judged, processes: Processes) -> None:
         """Take the step: the live weights are θ' afterwards."""
-        self._live = {name: param for base in bases for _, _, name, param in base.moving()}
-        for name, param in self._live.items():
+        self._processes = processes
+        moving = {name: param for base in bases for _, _, name, param in base.moving()}
+        for name, param in moving.items():
             if param.is_complex():
                 raise ValueError(f"{name} is complex, which cannot be judged; train it with an optimizer of its own")
+        self._live = {name: local(param) for name, param in moving.items()}
         taken = all_or_none(bases, lambda base: base.take(values, judged))
         self.gradient: Params = {name: tensor for t in taken for name, tensor in t.gradient.items()}
         self.before: Params = {name: tensor for t in taken for name, tensor in t.before.items()}
@@ -37,26 +41,23 @@ class Step:
         self.scale = 1.0
         self._distinct = any(t.distinct for t in taken)
         self._pullbacks = [t.pullback for t in taken]
-
-    @property
-    def moved(self) -> bool:
-        """Whether any weight is displaced."""
-        return any(bool(torch.any(delta != 0)) for delta in self.delta.values())
+        self.moved = processes.any(any(bool(torch.any(delta != 0)) for delta in self.delta.values()))
 
     def pullback(self, cotangents: Params) -> Slopes:
         """From a gradient at θ' to derivatives with respect to offsets, at the scale that stays."""
         slopes: Slopes = {}
         for pull in self._pullbacks:
             slopes |= {where: self.scale * slope for where, slope in pull(cotangents).items()}
-        return slopes
+        return dict(zip(slopes, self._processes.whole(list(slopes.values())), strict=True))
 
     def linear_change(self) -> float:
         """The change of the loss to first order, gᵀΔ, at the scale that stays."""
-        return self.scale * total(inner(self.gradient[name], delta) for name, delta in self.delta.items())
+        change = total(inner(self.gradient[name], delta) for name, delta in self.delta.items())
+        return self.scale * self._processes.whole([change])[0]
 
     def wsd(self, scale: float) -> float:
         """The weight-space discrepancy of the judged step at a scale, ½‖sΔ‖²."""
-        return scale**2 * half_square(self.delta).item()
+        return scale**2 * self._processes.whole([half_square(self.delta).item()])[0]
 
     @contextmanager
     def at(self, scale: float) -> Iterator[None]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from apo.hypers import Coordinate, Tune
+from apo.trees import local
 from apo.types import Domain, Judged, Params
 
 Values = list[dict[str, float | dict[str, float]]]
@@ -99,12 +100,12 @@ class Base(ABC):
         return Coordinate(hyper, self.tune[hyper].key(group[NUMBER], name))
 
     def copies(self, only: set[str] | None = None) -> Params:
-        """Copies of everything that has a gradient, or of the named part of it."""
-        return {n: p.detach().clone() for _, _, n, p in self.moving() if only is None or n in only}
+        """Copies of everything that has a gradient, or of the named part of it; of shards, those that are here."""
+        return {n: local(p.detach()).clone() for _, _, n, p in self.moving() if only is None or n in only}
 
     def finite(self) -> bool:
-        """Whether every gradient is finite."""
-        grads = (param.grad for *_, param in self.moving() if param.grad is not None)
+        """Whether every gradient is finite, as far as it is in this process."""
+        grads = (local(param.grad) for *_, param in self.moving() if param.grad is not None)
         entries = (grad.coalesce().values() if grad.is_sparse else grad for grad in grads)
         return all(bool(torch.isfinite(entry).all()) for entry in entries)
 

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from apo.bases.base import NUMBER, Base
 from apo.bases.rule import RuleBase, RuleOptimizer
+from apo.bases.sharding import check_shards
 from apo.bases.torch_optimizer import TorchBase
 from apo.checkpoint import BLANK
 from apo.combined import Combined
 from apo.hypers import Tune
+from apo.processes import check_parallel, reshard
 from apo.types import Judged, Rule
 
 
@@ -100,8 +102,10 @@ def follow(bases: Sequence[Base], model: nn.Module, names: dict[Tensor, str], pa
         params: Becomes the parameter of every name.
 
     Raises:
-        ValueError: If a parameter is there twice, or none is the model's.
+        ValueError: If a parameter is there twice, or none is the model's; or if they are spread over processes in a way
+            that the model or a rule does not allow.
     """
+    reshard(model)
     groups = [group for base in bases for group in base.optimizer.param_groups]
     found = named(model, [param for group in groups for param in group["params"]])
     names.clear()
@@ -112,6 +116,8 @@ def follow(bases: Sequence[Base], model: nn.Module, names: dict[Tensor, str], pa
     counts = [len(base.optimizer.param_groups) for base in bases]
     for base, first in zip(bases, itertools.accumulate(counts, initial=0), strict=False):
         base.first = first
+    check_parallel(model, params)
+    check_shards(bases)
 
 
 def _number(groups: Sequence[dict[str, Any]]) -> None:

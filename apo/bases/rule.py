@@ -10,7 +10,7 @@ from apo.bases.base import Base, Slopes, Taken, Values
 from apo.domains import derivative
 from apo.hypers import Coordinate
 from apo.proximal import lookahead, momentum_free
-from apo.trees import scalar
+from apo.trees import local, scalar, spread_like
 from apo.types import Domain, Judged, Params, Rule, Statistics
 
 
@@ -76,7 +76,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 )
 
     def gather(self, group: dict[str, Any]) -> tuple[Params, Params, Params, Any]:
-        """Live parameters, their values, gradients and state, of all in a group that have a gradient.
+        """Live parameters, their values, gradients and state, of all in a group that have a gradient; their shards.
 
         Raises:
             ValueError: If a gradient is sparse.
@@ -88,16 +88,16 @@ class RuleOptimizer(torch.optim.Optimizer):
                     f"{name} has a sparse gradient, which a rule cannot take: make its layer with sparse=False, "
                     "or give apo.APO a list, with torch.optim.SGD, Adagrad or SparseAdam for this parameter"
                 )
-        params = {name: param.detach() for name, param in live.items()}
+        params = {name: local(param.detach()) for name, param in live.items()}
         fresh = self.rule.init({name: param for name, param in params.items() if not self.state.get(live[name])})
         fields = []
         for field, start in fresh._asdict().items():
             if isinstance(start, dict):
-                kept = {name: self.state[p][field] for name, p in live.items() if field in self.state.get(p, ())}
+                kept = {name: local(self.state[p][field]) for name, p in live.items() if field in self.state.get(p, ())}
                 fields.append(kept | start)
             else:
                 fields.append(self.state[group["params"][0]].get(field, start))
-        return live, params, {name: param.grad for name, param in live.items()}, type(fresh)(*fields)
+        return live, params, {name: local(cast(Tensor, p.grad)) for name, p in live.items()}, type(fresh)(*fields)
 
     def keep(self, group: dict[str, Any], live: Params, state: Any) -> None:
         """Write a new state to where it lives.
@@ -110,7 +110,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         for field, value in state._asdict().items():
             if isinstance(value, dict):
                 for name, entry in value.items():
-                    self.state[live[name]][field] = entry
+                    self.state[live[name]][field] = spread_like(live[name], entry)
             else:
                 self.state[group["params"][0]][field] = value
 
@@ -208,7 +208,7 @@ class RuleBase(Base):
         for group, live, new, state in done:
             with torch.no_grad():
                 for name, param in live.items():
-                    param.copy_(new[name])
+                    local(param).copy_(new[name])
             self.optimizer.keep(group, live, state)
 
     def _hypers(self, group: dict[str, Any], settings: Mapping[str, float | dict[str, float]]) -> Any:

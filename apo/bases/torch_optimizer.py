@@ -12,7 +12,7 @@ from apo.bases.directions import BY_CLASS, UNCORRECTED, momentum
 from apo.bases.linearity import why_not_linear
 from apo.domains import POSITIVE
 from apo.hypers import Coordinate, Tune
-from apo.trees import dense, inner, total
+from apo.trees import dense, inner, local, total
 from apo.types import Domain, Judged, Params
 
 
@@ -67,11 +67,12 @@ class TorchBase(Base):
         distinct = False
         for index, group, name, param in moving:
             if direction is None or not momentum(group):
-                delta[name] = param.detach() - before[name]
+                delta[name] = local(param.detach()) - before[name]
                 continue
             distinct = True
             rate = values[index].get("lr", group["lr"])
-            along = direction(group, self.optimizer.state[param], gradient[name], before[name])
+            state = {key: local(x) if isinstance(x, Tensor) else x for key, x in self.optimizer.state[param].items()}
+            along = direction(group, state, gradient[name], before[name])
             delta[name] = -(rate[name] if isinstance(rate, dict) else rate) * along
         owners = {
             name: (self.coordinate("lr", group, name), index) for index, group, name, _ in moving if "lr" in self.tune
@@ -79,8 +80,10 @@ class TorchBase(Base):
 
         def pullback(cotangents: Params) -> Slopes:
             parts: dict[tuple[Coordinate, int], list[Tensor]] = {}
-            for name in (n for n in owners if n in cotangents):
-                parts.setdefault(owners[name], []).append(inner(cotangents[name], delta[name]))
+            for name, where in owners.items():
+                terms = parts.setdefault(where, [])
+                if name in cotangents:
+                    terms.append(inner(cotangents[name], delta[name]))
             return {where: total(terms) for where, terms in parts.items()}
 
         return Taken(gradient, before, delta, distinct, pullback)
@@ -110,8 +113,9 @@ class TorchBase(Base):
             for index, _, name, param in moving:
                 rate = rates[index]
                 if isinstance(rate, dict) and rate[name] != taken[index]:
-                    param.copy_(before[name] + (rate[name] / taken[index]) * (param - before[name]))
+                    live = local(param)
+                    live.copy_(before[name] + (rate[name] / taken[index]) * (live - before[name]))
 
 
 def _gradient(param: Tensor) -> Tensor:
-    return dense(cast(Tensor, param.grad))
+    return dense(local(cast(Tensor, param.grad)))
