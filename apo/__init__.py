@@ -9,6 +9,7 @@ from apo.newton import Newton
 from apo.optimizer import APO
 from apo.proximal import Proximal, hypergradient, lookahead, momentum_free
 from apo.record import Record
+from apo.replaying import Replay, replay
 from apo.rules.adam import adam, adamw
 from apo.rules.apollo import apollo
 from apo.rules.kfac import kfac
@@ -28,6 +29,7 @@ __all__ = [
     "Params",
     "Proximal",
     "Record",
+    "Replay",
     "Rule",
     "Tune",
     "adam",
@@ -45,6 +47,7 @@ __all__ = [
     "momentum_free",
     "problems",
     "quasi_adam",
+    "replay",
     "rmsprop",
     "sgd",
 ]

@@ -161,6 +161,7 @@ class APO(Combined):
             if self._counts.steps > taken:
                 self._clear(keep=feeds if self._until_meta_step() == 0 and self.objective.fsd != 0.0 else ())
                 self._show(self._rates)
+                self.record.note(taken, self._tuning.whole(self._rates))
             else:  # an error before the commit leaves everything as it was
                 self._observing.undo()
         if message and message not in self._warned:

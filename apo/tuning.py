@@ -112,11 +112,21 @@ class Tuning:
         found = []
         for group, settings in zip(self._groups(), values, strict=True):
             rate = settings.get("lr", group.get("lr", 0.0))
+            if isinstance(rate, dict) and len(set(rate.values())) == 1:
+                rate = next(iter(rate.values()))
             if isinstance(rate, dict):
                 positive = bool(rate) and min(rate.values()) > 0.0
                 rate = math.exp(sum(map(math.log, rate.values())) / len(rate)) if positive else 0.0
             found.append(float(rate))
         return found
+
+    def whole(self, rates: Sequence[float]) -> list[float]:
+        """The same, with NaN for a group whose parameters are tuned apart: no learning rate is that of all."""
+        found: list[set[Coordinate]] = [set() for _ in rates]
+        for place in self._places:
+            if place.coordinate.hyper == "lr":
+                found[place.group].add(place.coordinate)
+        return [math.nan if len(own) > 1 else rate for own, rate in zip(found, rates, strict=True)]
 
     def ratios(self, steps: int) -> list[float]:
         """What the schedules make of the tuned learning rate: one number a group."""

@@ -233,4 +233,4 @@ class RuleBase(Base):
 def _tensors(value: float | dict[str, float]) -> Tensor | Params:
     if isinstance(value, dict):
         return {name: scalar(v) for name, v in value.items()}
-    return scalar(value)
+    return scalar(float(value))

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -96,7 +96,8 @@ class TorchBase(Base):
 
     def _step(self, values: Values, before: Params) -> None:
         moving = list(self.moving())
-        kept = {index: group["lr"] for index, group in self.groups()}
+        self._separate()
+        kept = {index: _copy(group["lr"]) for index, group in self.groups()}
         rates = {index: values[index].get("lr", lr) for index, lr in kept.items()}
         # Rates that differ within a group scale a step at the largest of them: a longer one would lose digits.
         taken = {
@@ -104,17 +105,38 @@ class TorchBase(Base):
         }
         try:
             for index, group in self.groups():
-                group["lr"] = taken[index]
+                _set(group, taken[index])
             self.optimizer.step()
         finally:
             for index, group in self.groups():
-                group["lr"] = kept[index]
+                _set(group, kept[index])
         with torch.no_grad():
             for index, _, name, param in moving:
                 rate = rates[index]
                 if isinstance(rate, dict) and rate[name] != taken[index]:
                     live = local(param)
                     live.copy_(before[name] + (rate[name] / taken[index]) * (live - before[name]))
+
+    def _separate(self) -> None:
+        """Give a group a learning rate of its own where torch put one tensor into several, which may come to differ."""
+        seen: set[int] = set()
+        for _, group in self.groups():
+            if isinstance(group["lr"], Tensor) and id(group["lr"]) in seen:
+                group["lr"] = group["lr"].clone()
+            seen.add(id(group["lr"]))
+
+
+def _copy(rate: Any) -> Any:
+    return rate.detach().clone() if isinstance(rate, Tensor) else rate
+
+
+def _set(group: dict[str, Any], rate: Any) -> None:
+    """Set a group's learning rate; a tensor is written into, as a compiled step holds on to it."""
+    if isinstance(group["lr"], Tensor):
+        with torch.no_grad():
+            group["lr"].copy_(rate) if isinstance(rate, Tensor) else group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def _gradient(param: Tensor) -> Tensor:

@@ -53,7 +53,9 @@ def test_through_csv(by: str, tmp_path: Path) -> None:
     opt = recorded(by)
     opt.record.to_csv(tmp_path / "record.csv")
     with open(tmp_path / "record.csv", newline="", encoding="utf-8") as file:
-        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        table = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    assert [row["effective_lr/0"] for row in table[:2]] == pytest.approx(list(opt.record.rates[0][:2]), nan_ok=True)
+    rows = [{name: row[name] for name in row if "effective" not in name} for row in table if "objective" in row]
     assert len(rows) == len(opt.record)
     for read, row in zip(rows, opt.record, strict=True):
         assert list(read) == list(row)
@@ -70,8 +72,10 @@ def test_columns_that_appear_later(tmp_path: Path) -> None:
     assert opt.record.columns[-2:] == ["lr/0", "lr/1"]
     assert math.isnan(opt.record.column("lr/1")[0])
     opt.record.to_csv(tmp_path / "record.csv")
-    lines = (tmp_path / "record.csv").read_text().splitlines()
-    assert lines[1].endswith(",")
+    with open(tmp_path / "record.csv", newline="", encoding="utf-8") as file:
+        first = next(csv.DictReader(file))
+    assert first["lr/0"] != first["lr/1"] == ""
+    assert first["effective_lr/1"] == "nan"
     opt.record.plot(tmp_path / "record.png")
 
 
@@ -89,7 +93,7 @@ def test_no_plot_without_rows(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the record is empty: no meta-step has been taken yet"):
         apo.Record().plot(tmp_path / "record.png")
     apo.Record().to_csv(tmp_path / "record.csv")
-    assert (tmp_path / "record.csv").read_text().strip() == ""
+    assert (tmp_path / "record.csv").read_text().strip() == "step"
 
 
 def test_no_plot_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
