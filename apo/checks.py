@@ -22,12 +22,15 @@ def real(name: str, value: Any, low: float = 0.0, high: float = math.inf, ends: 
         TypeError: If it is not a real number.
         ValueError: If it is outside the interval.
     """
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a float, not {value!r} of type {type(value).__name__}")
     try:
-        number = float(value)
+        wrong = isinstance(value, bool | type) or not hasattr(value, "__float__")
+        number = math.nan if wrong else float(value)
     except OverflowError:
         number = math.inf
+    except Exception:  # an array of several numbers, say
+        wrong = True
+    if wrong:
+        raise TypeError(f"{name} must be a float, not {value!r} of type {type(value).__name__}")
     above = number >= low if ends[0] == "[" else number > low
     below = number <= high if ends[1] == "]" else number < high
     if not (above and below):
@@ -36,13 +39,18 @@ def real(name: str, value: Any, low: float = 0.0, high: float = math.inf, ends: 
     return number
 
 
+def settle(holder: object, name: str, low: float = 0.0, high: float = math.inf, ends: str = "[)") -> None:
+    """Check a field of a frozen dataclass as `real` does, and make it a float."""
+    object.__setattr__(holder, name, real(name, getattr(holder, name), low, high, ends))
+
+
 def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     """Raise if a value is not one of the allowed.
 
     Raises:
         ValueError: If it is not.
     """
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
 
 

@@ -95,7 +95,7 @@ class Evaluation:
                 conditions = fed.conditions or self.recorder.now()
                 with under(conditions):
                     taken.append((logits(self._outputs(fed.batch)).clone(), conditions))
-            if taken and callable(objective.discrepancy) and not self._checked:
+            if taken and callable(objective.discrepancy) and not self._checked and bool(taken[0][0].isfinite().all()):
                 check_vanishes(objective.discrepancy, taken[0][0])
                 self._checked = True
         return taken

@@ -39,8 +39,7 @@ class Gradient:
         if not callable(factory):
             raise TypeError(f"factory={factory!r} must be a torch optimizer class, such as torch.optim.RMSprop")
         whole("every", every)
-        if clip is not None:
-            real("clip", clip, ends="()")
+        clip = None if clip is None else real("clip", clip, ends="()")
         self.factory, self.every, self.clip, self.options = factory, every, clip, options
         try:
             GradientState(self, [""]).move([0.0], [0.0])

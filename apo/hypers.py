@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from apo.checks import choice, flag, real
+from apo.checks import choice, flag, settle
 from apo.domains import free
 from apo.types import Domain
 
@@ -61,9 +61,9 @@ class Tune:
             choice("by", self.by, GRANULARITIES)
         for name in ("low", "high"):
             if getattr(self, name) is not None:
-                real(name, getattr(self, name))
+                settle(self, name)
         if self.max_change is not None:
-            real("max_change", self.max_change, low=1.0, ends="()")
+            settle(self, "max_change", low=1.0, ends="()")
         flag(force=self.force)
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ValueError(f"low={self.low!r} is not below high={self.high!r}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from apo.checks import flag, real, whole
+from apo.checks import flag, settle, whole
 
 FACTOR = 4.0
 """The factor between the scales that a search tries."""
@@ -51,9 +51,9 @@ class Newton:
     def __post_init__(self) -> None:
         """Check every field."""
         whole("every", self.every)
-        real("average", self.average, high=1.0)
-        real("growth", self.growth, low=1.0, ends="()")
-        real("shrink", self.shrink, low=1.0, ends="()")
+        settle(self, "average", high=1.0)
+        settle(self, "growth", low=1.0, ends="()")
+        settle(self, "shrink", low=1.0, ends="()")
         flag(search=self.search, backtrack=self.backtrack)
 
 
@@ -82,8 +82,11 @@ class NewtonState:
             The factor, within [1/shrink, growth].
         """
         keep = newton.average
-        self.slope = keep * self.slope + (1.0 - keep) * a / unit
-        self.curvature = keep * self.curvature + (1.0 - keep) * max(c, 0.0) / unit**2
+        slope = keep * self.slope + (1.0 - keep) * a / unit
+        curvature = keep * self.curvature + (1.0 - keep) * max(c, 0.0) / unit / unit
+        if not (math.isfinite(slope) and math.isfinite(curvature)):
+            return 1.0  # taken in, a number beyond the floating-point range would stay in the averages for good
+        self.slope, self.curvature = slope, curvature
         if self.slope >= 0.0:
             return 1.0 / newton.shrink
         best = -self.slope / self.curvature if self.curvature > 0.0 else math.inf

@@ -236,7 +236,7 @@ class APO(Combined):
         """Take a step, and judge it if it is a meta-step's; return what the user should be told."""
         if self._skip_nonfinite and self._processes.any(not all(base.finite() for base in self._bases)):
             self._counts.skipped += 1
-            self._clear()
+            self._clear(keep=self._feeding.others())
             return "a gradient is not finite: steps with such gradients are skipped"
         unseen = self._observing.observe(feeds, self._counts.steps)
         meta_step = self._until_meta_step() == 0

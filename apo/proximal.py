@@ -20,7 +20,7 @@ from typing import Any, Generic, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from apo.checks import choice, real
+from apo.checks import choice, real, settle
 from apo.discrepancies import BY_NAME, NEEDS_LOSS, Discrepancy, Loss, check_vanishes
 from apo.trees import detached, half_square, inner, leaves, rebuild, scalar
 from apo.types import H, Judged, Params, Rule, S
@@ -60,12 +60,12 @@ class Proximal:
         """Check every field."""
         for name in ("fsd", "wsd"):
             if not callable(getattr(self, name)):
-                real(name, getattr(self, name))
+                settle(self, name)
         choice("loss_model", self.loss_model, ("exact", "linear"))
         choice("lookahead", self.lookahead, ("auto", "no-momentum", "step"))
         if not callable(self.discrepancy):
             choice("discrepancy", self.discrepancy, tuple(BY_NAME))
-        real("other_fraction", self.other_fraction, high=1.0, ends="(]")
+        settle(self, "other_fraction", high=1.0, ends="(]")
         if self.loss_model == "linear" and self.fsd == 0.0 and self.wsd == 0.0:
             raise ValueError("loss_model='linear' with fsd=0 and wsd=0 has no minimum: make fsd or wsd positive")
 

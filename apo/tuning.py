@@ -187,8 +187,9 @@ class Tuning:
             if ratio != 0.0:
                 first = start[coordinate, group]
                 a += first / ratio
-                c += (b - first) / ratio**2
-                slopes[coordinate] += b if ratio == 1.0 else first / ratio + (b - first) / ratio**2
+                bend = (b - first) / ratio / ratio
+                c += bend
+                slopes[coordinate] += b if ratio == 1.0 else first / ratio + bend
         moved = self._by_gradient()
         if self._gradient is not None:
             wanted = self._gradient.move([self.offsets[x] for x in moved], [slopes[x] for x in moved])

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from apo.checks import flag
 from apo.domains import AVERAGING, EXPONENT, POSITIVE, hyper
 from apo.lifting import elementwise
 from apo.trees import scalar
@@ -83,6 +84,7 @@ def rmsprop(
         TypeError: If a hyperparameter is not a real number.
         ValueError: If one is outside its set.
     """
+    flag(bias_correction=bias_correction)
     hypers = RMSpropHypers(
         lr=hyper("lr", lr),
         rho=hyper("rho", rho),

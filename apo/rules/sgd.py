@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from apo.checks import flag
 from apo.domains import AVERAGING, POSITIVE, hyper
 from apo.lifting import elementwise
 from apo.types import Rule
@@ -80,6 +81,7 @@ def sgd(
         TypeError: If a hyperparameter is not a real number.
         ValueError: If one is outside its set, or ``nesterov`` is given without momentum or with dampening.
     """
+    flag(nesterov=nesterov)
     if nesterov and (momentum == 0.0 or dampening != 0.0):
         raise ValueError(f"nesterov needs momentum > 0 and dampening = 0, not {momentum=} and {dampening=}")
     hypers = SGDHypers(
