@@ -124,7 +124,7 @@ def test_the_log_shows_the_learning_rate(tmp_path: Path) -> None:
     assert tuned[-1] == opt.hypers()["lr"]
     assert [entry["apo/lr"] for entry in reporter.reported] == tuned
     assert all(row["evaluations"] == 0.0 for row in opt.record.rows[1:])  # each forward is known, its dropout too
-    assert not model._forward_pre_hooks or len(model._forward_pre_hooks) == 1  # that of the optimizer
+    assert len(model._forward_pre_hooks) == 1  # that of the optimizer; the callback has taken back its own
 
 
 def test_a_checkpoint_resumes_exactly(tmp_path: Path) -> None:
