@@ -27,6 +27,7 @@ from apo.types import Params
 Evaluate = Callable[[nn.Module, Any], tuple[Any, Any]]
 FP16_SCALE = 1024.0
 """Q is scaled by this before a backward in float16, and the gradient unscaled after it."""
+ROUNDING = 8.0 * torch.finfo(torch.float32).eps
 
 
 class Fed(NamedTuple):
@@ -52,6 +53,7 @@ class Evaluation:
         model: The module, without a data-parallel wrapper.
         processes: Those that train it together: losses are means over all of them.
         recorder: Notes the conditions of training forwards.
+        rounding: The relative error of a loss: of a sum in float32, or of the dtype that the loss last came in.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Evaluation:
         """Hold the model and the functions, and hook the model's forward."""
         self.model, self.params, self.processes = model, params, processes
         self.loss, self.forward, self.target, self.evaluate = loss, forward, target, evaluate
-        self._checked = False
+        self._checked, self.rounding = False, ROUNDING
         self.recorder = Recorder()
         for hook in (
             model.register_forward_pre_hook(self.recorder.before),
@@ -206,6 +208,7 @@ class Evaluation:
             raise TypeError(
                 f"the loss must be a tensor with one element, not {describe(loss)}: pass loss= or evaluate="
             )
+        self.rounding = max(ROUNDING, torch.finfo(loss.dtype).eps)
         return loss.reshape(()), outputs
 
     def _outputs(self, batch: Any) -> Any:

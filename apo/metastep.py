@@ -22,8 +22,8 @@ NOTHING_FED = "lr is not being tuned: pass batch= to step(), or feed() a batch, 
 SKIPPED = "the objective or its gradient is not finite: the meta-step is skipped"
 NO_GRADIENT = "no parameter has a gradient, so there is no step to judge: call zero_grad() after step(), not before"
 TOO_SMALL = "the step is too small to change any weight in its dtype, so it cannot be judged: raise lr"
-CANCELLED = 1e3 * torch.finfo(torch.float32).eps
-"""A relative difference of two losses below this is rounding."""
+DIGITS = 128.0
+"""A difference of two losses is made of at least so many units of their rounding, or it says nothing."""
 
 
 @dataclass
@@ -183,7 +183,7 @@ class MetaStep:
 
     def _search(self, slope: float) -> None:
         """Search the scale of the first step, allowing for schedules and for momentum that has not built up."""
-        scale = search(self._loss_at, self._start(), slope)
+        scale = search(self._loss_at, self._start(), slope, self._evaluation.rounding)
         build_up = max(base.build_up() for base in self._bases)
         self.scale = self._tuning.rescale(scale * (max(self._ratios) or 1.0) / build_up)
         self._searched = True
@@ -217,15 +217,16 @@ class MetaStep:
         loss = step.linear_change() if linear else found.loss
         verdict = Verdict(loss, found.fsd, self._wsd * step.wsd(step.scale), start, end)
         matters = isinstance(self._tuning.meta, Newton) or any(ratio != 1.0 for ratio in self._ratios)
-        if matters and not linear and self._processes.any(any(fed.conditions is None for fed in self._feeds)):
+        if matters and not linear:
             self._correct_start(verdict)
         return verdict
 
     def _correct_start(self, verdict: Verdict) -> None:
-        """Slopes at the start from losses, a = 2(Q(1) − Q(0)) − b, where the gradient may be of another loss."""
+        """Slopes at the start from losses, a = 2(Q(1) − Q(0)) − b: the gradient may have been clipped or scaled."""
         change = verdict.objective - self._start()
         a, b = _along(verdict.start), _along(verdict.end)
-        if a and abs(change) > CANCELLED * abs(self._start()):
+        weights = max((torch.finfo(before.dtype).eps for before in self._step.before.values()), default=0.0)
+        if a and abs(change) > DIGITS * max(weights, self._evaluation.rounding) * abs(self._start()):
             verdict.start = {where: slope * (2.0 * change - b) / a for where, slope in verdict.start.items()}
 
 

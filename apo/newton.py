@@ -9,8 +9,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from apo.checks import flag, settle, whole
 
 FACTOR = 4.0
@@ -128,19 +126,20 @@ class LossWatch:
         self.mean += new * (loss - self.mean)
 
 
-def search(loss_at: Callable[[float], float], start: float, slope: float) -> float:
+def search(loss_at: Callable[[float], float], start: float, slope: float, rounding: float) -> float:
     """The largest scale of a step, among powers of 4, that keeps what the slope promises on the step's own batch.
 
     Args:
         loss_at: The loss at a scale of the step.
         start: The loss at scale 0.
         slope: Its derivative with respect to the scale, at 0.
+        rounding: The relative error of a loss.
 
     Returns:
         The scale, from at most 21 losses. A change too small to measure counts as a reason to grow. Where the loss
         falls without end there is nothing to find, and the scale is 1; where no scale will do, the smallest one tried.
     """
-    noise = 8.0 * torch.finfo(torch.float32).eps * abs(start)
+    noise = rounding * abs(start)
 
     def judged(scale: float) -> tuple[float, bool]:
         loss = loss_at(scale)

@@ -12,7 +12,7 @@ from apo.bases.directions import BY_CLASS, UNCORRECTED, momentum
 from apo.bases.linearity import why_not_linear
 from apo.domains import POSITIVE
 from apo.hypers import Coordinate, Tune
-from apo.trees import dense, inner, local, total
+from apo.trees import compute_dtype, dense, inner, local, total
 from apo.types import Domain, Judged, Params
 
 
@@ -62,17 +62,19 @@ class TorchBase(Base):
         # With foreach, SGD leaves g + μv in the place of a gradient g under nesterov.
         gradient = {n: _gradient(p).clone() if g.get("nesterov") else _gradient(p) for _, g, n, p in moving}
         self._step(values, before)
-        direction = BY_CLASS.get(type(self.optimizer)) if self.without_momentum(judged) else None
+        known, free = BY_CLASS.get(type(self.optimizer)), self.without_momentum(judged)
         delta: Params = {}
         distinct = False
         for index, group, name, param in moving:
-            if direction is None or not momentum(group):
+            averages, wide = bool(momentum(group)), compute_dtype(param.dtype)
+            # Of a step of weights of low precision, their rounding may be all that is left.
+            if known is None or (averages and not free) or not (averages or wide != param.dtype):
                 delta[name] = local(param.detach()) - before[name]
                 continue
-            distinct = True
+            distinct = distinct or averages
             rate = values[index].get("lr", group["lr"])
             state = {key: local(x) if isinstance(x, Tensor) else x for key, x in self.optimizer.state[param].items()}
-            along = direction(group, state, gradient[name], before[name])
+            along = known(group, state, gradient[name].to(wide), before[name].to(wide))
             delta[name] = -(rate[name] if isinstance(rate, dict) else rate) * along
         owners = {
             name: (self.coordinate("lr", group, name), index) for index, group, name, _ in moving if "lr" in self.tune

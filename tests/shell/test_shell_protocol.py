@@ -67,14 +67,14 @@ def test_the_other_batch_is_that_of_the_call_before() -> None:
     call(model, opt, data[0])
     call(model, opt, data[1])
     call(model, opt, data[2])
-    assert seen == [sums[0]]
+    assert seen == [sums[0], sums[0]]
     call(model, opt, data[3])
-    assert seen[1:] == [sums[2], sums[3], sums[2]]
+    assert seen[2:] == [sums[2], sums[3], sums[2], sums[3]], "at last the start of the step"
     seen.clear()
     call(model, opt, data[0])
     call(model, opt, data[1])
     call(model, opt, data[2], other=data[4])
-    assert seen == [sums[4], sums[2], sums[4]]
+    assert seen == [sums[4], sums[2], sums[4], sums[2]]
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -113,7 +113,7 @@ def test_a_fraction_of_the_other_batch() -> None:
     data = batches(2)
     call(model, opt, data[0])
     call(model, opt, data[1])
-    assert sizes == [12, 4, 12, 4]
+    assert sizes == [12, 12, 4, 12, 4, 12]
 
 
 def test_a_closure_runs_once_with_gradients_and_may_feed() -> None:

@@ -31,7 +31,7 @@ def quadratic(best: float, calls: list[float]) -> Any:
 def test_a_search_ends_short_of_the_best_scale(best: float) -> None:
     """At no more than half of it and at no less than 1/40, in at most 21 losses."""
     calls: list[float] = []
-    scale = search(quadratic(best, calls), 1.0, -2.0 / best)
+    scale = search(quadratic(best, calls), 1.0, -2.0 / best, 1e-6)
     assert best / 40 <= scale <= best / 2
     assert len(calls) <= 21
     assert scale in calls
@@ -41,10 +41,10 @@ def test_a_search_without_end_is_bounded() -> None:
     calls: list[float] = []
     for endless in (lambda s: calls.append(s) or 1.0, lambda s: calls.append(s) or 1.0 - s):
         calls.clear()
-        assert search(endless, 1.0, -1.0) == 1.0, "nothing to find"
+        assert search(endless, 1.0, -1.0, 1e-6) == 1.0, "nothing to find"
         assert len(calls) == 21
     calls.clear()
-    assert search(lambda s: calls.append(s) or float("nan"), 1.0, -1.0) == 4.0**-20
+    assert search(lambda s: calls.append(s) or float("nan"), 1.0, -1.0, 1e-6) == 4.0**-20
     assert len(calls) == 21
 
 
@@ -124,7 +124,7 @@ def test_no_search_where_none_is_wanted(options: dict[str, Any]) -> None:
     opt = apo.APO(model, o.SGD(model.parameters(), lr=0.1), F.cross_entropy, **options)
     train(model, opt, batches(1))
     assert [row["scale"] for row in opt.record] == [1.0] * len(opt.record)
-    assert [row["evaluations"] for row in opt.record] == [0.0] * len(opt.record)
+    assert all(row["evaluations"] <= 1.0 for row in opt.record), "the start of the step, for Newton"
 
 
 def test_only_the_first_step_is_searched_and_none_after_a_resume() -> None:
