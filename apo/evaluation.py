@@ -78,9 +78,9 @@ class Evaluation:
             weakref.finalize(self, hook.remove).atexit = False
 
     def value(self, feeds: Sequence[Fed]) -> float:
-        """The weighted mean loss over batches at the live weights."""
+        """The weighted mean loss over batches at the live weights; a loss may take gradients of its own."""
         total = sum(fed.weight for fed in feeds)
-        with self.processes.together(), self.undisturbed(), torch.no_grad():
+        with self.processes.together(), self.undisturbed(), torch.enable_grad():
             here = sum(fed.weight / total * self._run(fed)[0].item() for fed in feeds)
         return self.processes.mean([here])[0]
 
