@@ -18,10 +18,12 @@ class Combined(torch.optim.Optimizer):
     """
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Hold the optimizers; the defaults are the first one's."""
+        """Hold the optimizers; the defaults are those of the one, or the first one's that all of several have."""
         self._optimizers = list(optimizers)
         super().__init__([torch.zeros(())], {})
-        self.defaults = self._optimizers[0].defaults
+        first, *others = (optimizer.defaults for optimizer in self._optimizers)
+        common = {name: value for name, value in first.items() if all(name in other for other in others)}
+        self.defaults = common if others else first
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -53,7 +55,7 @@ class Combined(torch.optim.Optimizer):
         Raises:
             ValueError: If there are several optimizers: add the group to the one it belongs to.
         """
-        if "defaults" in self.__dict__ and self.defaults is self._optimizers[0].defaults:
+        if self.__dict__.get("defaults"):  # not in torch's constructor, which adds an empty group
             if len(self._optimizers) > 1:
                 raise ValueError("there are several base optimizers: call add_param_group of the one it belongs to")
             self._optimizers[0].add_param_group(param_group)

@@ -4,11 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from apo.bases.base import Base
+from apo.checks import real
 from apo.hypers import Coordinate, Tune
 from apo.types import Domain
 
 START = "start_lr"
 """The key under which a group keeps the learning rate that it was given first; a scheduler's own comes before it."""
+
+BELOW, ABOVE = 1e-6, 1e-12
+"""A learning rate this near to zero, against its start, is rounding; below zero it may be that of a float32 tensor."""
 
 
 class Place(NamedTuple):
@@ -35,7 +39,23 @@ def places_of(tune: Mapping[str, Tune], bases: Sequence[Base]) -> list[Place]:
 
 
 def start_of(group: Mapping[str, Any], hyper: str) -> float:
-    """A group's own number, at offset 0: for a learning rate, the one that its schedule started from."""
+    """A group's own number, at offset 0: for a learning rate, the unit of its schedule.
+
+    That is where the schedule started, or the peak that OneCycleLR rises to and leaves in the group.
+    """
     if hyper != "lr":
         return float(group[hyper])
-    return float(group.get("initial_lr") or group.get(START) or group["lr"])
+    return float(group.get("max_lr") or group.get("initial_lr") or group.get(START) or group["lr"])
+
+
+def rate_of(group: Mapping[str, Any]) -> float:
+    """A group's learning rate; what rounding leaves of it where a schedule ends at 0, as LinearLR does, is 0.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is negative or not finite.
+    """
+    rate = group.get("lr", 0.0)
+    if hasattr(rate, "__float__") and rate and -BELOW < float(rate) / (start_of(group, "lr") or 1.0) < ABOVE:
+        return 0.0
+    return real("lr", rate)

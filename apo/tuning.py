@@ -14,7 +14,7 @@ from apo.gradient import Gradient, GradientState
 from apo.hypers import Coordinate, Tune
 from apo.meta import paper
 from apo.newton import LossWatch, Newton, NewtonState
-from apo.places import START, Place, places_of, start_of
+from apo.places import START, Place, places_of, rate_of, start_of
 
 LR = Coordinate("lr", "")
 FARTHEST = 500.0
@@ -88,13 +88,16 @@ class Tuning:
         groups, schedule = self._groups(), self._schedule(steps)
         values: Values = [{} for _ in groups]
         for group, settings in zip(groups, values, strict=True):
-            rate = real("lr", group.get("lr", 0.0))
+            rate = rate_of(group)
+            if rate and not group.get(START):  # a schedule that starts at 0 is counted from its first number
+                group[START] = rate
             if self.relative is not None:
                 settings["lr"] = rate * schedule
         moved: dict[tuple[Coordinate, int], float] = {}
         for place in self._places:
             hyper, settings = place.coordinate.hyper, values[place.group]
-            number = float(groups[place.group][hyper]) * (schedule if hyper == "lr" else 1.0)
+            group = groups[place.group]
+            number = rate_of(group) * schedule if hyper == "lr" else float(group[hyper])
             where = place.coordinate, place.group
             if where not in moved:
                 moved[where] = self._moved(place, number)
@@ -132,7 +135,7 @@ class Tuning:
         """What the schedules make of the tuned learning rate: one number a group."""
         schedule = self._schedule(steps)
         starts = [start_of(group, "lr") if "lr" in group else 0.0 for group in self._groups()]
-        return [schedule * (float(g["lr"]) / lr if lr else 1.0) for g, lr in zip(self._groups(), starts, strict=True)]
+        return [schedule * (rate_of(g) / lr if lr else 1.0) for g, lr in zip(self._groups(), starts, strict=True)]
 
     def hypers(self) -> dict[str, float]:
         """The tuned hyperparameters for the next step, schedules apart, by label."""

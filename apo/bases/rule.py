@@ -41,7 +41,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; what the rule leaves out of its step cannot be an option of the group."""
-        self._check_left_out(param_group)
+        self.check_left_out(param_group)
         super().add_param_group(param_group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         params = [param for group in self.param_groups for param in group["params"]]
         entries = {params[i]: self._housed(params[i], entry) for i, entry in state_dict["state"].items()}
         for group in state_dict["param_groups"]:
-            self._check_left_out(group)
+            self.check_left_out(group)
         super().load_state_dict(state_dict)
         self.state.update(entries)
 
@@ -66,7 +66,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             )
         return {field: value.to(homes[field].device, copy=True) for field, value in entry.items()}
 
-    def _check_left_out(self, group: Mapping[str, Any]) -> None:
+    def check_left_out(self, group: Mapping[str, Any]) -> None:
         """Raise if a group sets what the rule leaves out of its step."""
         for hyper, made in self.rule.hypers._asdict().items():
             if hyper != "lr" and made == 0.0 and group.get(hyper, 0.0) != 0.0:
@@ -213,6 +213,7 @@ class RuleBase(Base):
 
     def _hypers(self, group: dict[str, Any], settings: Mapping[str, float | dict[str, float]]) -> Any:
         """The rule's hyperparameters for a group: 0-d float64 tensors, or dicts of them by parameter name."""
+        self.optimizer.check_left_out(group)
         kind = type(self.optimizer.rule.hypers)
         return kind(*(_tensors(settings.get(hyper, group[hyper])) for hyper in kind._fields))
 
