@@ -94,7 +94,7 @@ class Prodigy(Peer):
     """A torch optimizer at lr=1; what it adapts is d, which multiplies lr and starts from 1e-6 if not below."""
 
     def build(self, cls: str, lr: float, groups: list[dict[str, Any]] | None) -> Any:
-        if cls not in ("SGD", "AdamW"):  # the tests' default, and what it is
+        if cls not in ("SGD", "Adam", "AdamW"):  # the tests' default, and what it is
             raise NotApplicable("it is an optimizer of its own")
         return prodigyopt.Prodigy(groups or self.model.parameters(), lr=1.0, d0=min(lr, 1e-6))
 

@@ -87,6 +87,26 @@ def adamw(peer: type[Peer]) -> str | None:
     return None if trained.lr != 1e-3 else "nothing was learned"
 
 
+@situation
+def bare_checkpoint(peer: type[Peer]) -> str | None:
+    """A checkpoint of the optimizer as it was before it was tuned: its averages go on."""
+    if peer is Prodigy:
+        raise NotApplicable("it is an optimizer of its own")
+    batches = sentences(6)
+    model = made(LSTM, dropout=0.0)
+    bare = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for x, y in batches:
+        bare.zero_grad()
+        loss(model(x), y).backward()
+        bare.step()
+    trained = peer(model, 1e-3, "Adam")
+    trained.optimizer.load_state_dict(bare.state_dict())
+    for batch in batches:
+        trained.step(batch)
+    steps = trained.optimizer.state[next(model.parameters())]["step"]
+    return None if steps == 12 else f"Adam's step is {steps} after 12"
+
+
 CLASSES = (
     "SGD Adam AdamW RMSprop Adagrad Adadelta Adamax NAdam RAdam Muon ASGD Rprop LBFGS Adafactor SparseAdam".split()
 )
