@@ -1,7 +1,6 @@
 """Under Accelerate a run is, bit for bit, that of a plain loop; it resumes, and its trackers show the learning rate."""
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ NEWTON = apo.Newton(every=3)
 
 
 @pytest.fixture(autouse=True)
-def _afresh() -> Iterator[None]:
+def _afresh() -> None:
     """Accelerate's settings are those of the process: forget them."""
-    yield
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     accelerate.state.GradientState._reset_state()
 
