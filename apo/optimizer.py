@@ -228,9 +228,8 @@ class APO(Combined):
 
     def _until_meta_step(self) -> float:
         """How many counted calls come before the next meta-step; infinity where nothing is tuned."""
-        if self._counts.frozen or not self._tuning.offsets:
-            return math.inf
-        return -self._counts.counted % self._tuning.meta.every
+        idle = self._counts.frozen or not self._tuning.offsets
+        return math.inf if idle else -self._counts.counted % self._tuning.meta.every
 
     def _advance(self, feeds: Sequence[Fed], others: Sequence[Fed]) -> str | None:
         """Take a step, and judge it if it is a meta-step's; return what the user should be told."""
