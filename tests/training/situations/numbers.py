@@ -28,7 +28,7 @@ def small() -> nn.Module:
 def positive_learning_rate(peer: type[Peer]) -> str | None:
     """Noise without signal on large inputs: every step was too long."""
     trained = peer(small(), 0.05)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(3)
     for step in range(120):
         x = 10.0 * torch.randn(4, 6, generator=generator)
         trained.step((x, torch.randint(3, (4,), generator=generator)))

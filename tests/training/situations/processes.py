@@ -26,13 +26,14 @@ def gathered(peer: type[Peer], rank: int) -> str | None:
     trained = peer(model)
     for batch in sentences(12, seed=rank):
         trained.step(batch)
-    weights = torch.cat([p.detach().flatten() for p in model.parameters()]).double()
-    mine = torch.stack([torch.tensor(trained.lr, dtype=torch.float64), weights.norm()])
+    lr = torch.tensor([trained.lr], dtype=torch.float64)
+    mine = torch.cat([lr, *(p.detach().flatten().double() for p in model.parameters())])
     ranks = [torch.empty_like(mine) for _ in range(RANKS)]
     dist.all_gather(ranks, mine)
-    (lr, norm), (other_lr, other_norm) = (numbers.tolist() for numbers in ranks)
-    same = lr == other_lr and norm == other_norm
-    return None if same else f"learning rates {lr:.6g} and {other_lr:.6g}, norms {norm:.6g} and {other_norm:.6g}"
+    if torch.equal(*ranks):
+        return None
+    apart = (ranks[0] - ranks[1])[1:].abs().max()
+    return f"learning rates {ranks[0][0]:.4g} and {ranks[1][0]:.4g}, weights up to {apart:.2g} apart"
 
 
 def worker(rank: int, folder: str) -> None:
