@@ -68,6 +68,10 @@ CASES = [
 ]
 
 
+SHARDED = CASES[:4]
+"""Those that are run with shards."""
+
+
 class Sent(TorchDispatchMode):
     """The bytes of everything that the processes send each other, operation by operation."""
 
@@ -94,9 +98,19 @@ def transformer() -> nn.Module:
     return model
 
 
-def part(batch: Batch, rank: int, world: int) -> Batch:
-    """One process's part of a batch."""
-    return batch[0].chunk(world)[rank], batch[1].chunk(world)[rank]
+class Process(NamedTuple):
+    """One of several processes, or one alone, and where files may go."""
+
+    rank: int = 0
+    world: int = 1
+    folder: str = ""
+
+    def part(self, batch: Batch) -> Batch:
+        """Its part of a batch."""
+        return batch[0].chunk(self.world)[self.rank], batch[1].chunk(self.world)[self.rank]
+
+
+ALONE = Process()
 
 
 @contextlib.contextmanager
@@ -111,7 +125,7 @@ def unsynchronised(model: nn.Module, last: bool) -> Iterator[None]:
     yield
 
 
-def train(case: Case, wrap: Wrap = lambda model: model, rank: int = 0, world: int = 1) -> dict[str, Any]:
+def train(case: Case, wrap: Wrap = lambda model: model, process: Process = ALONE) -> dict[str, Any]:
     """Train for some steps on a share of every batch.
 
     Returns:
@@ -126,7 +140,7 @@ def train(case: Case, wrap: Wrap = lambda model: model, rank: int = 0, world: in
         for number in range(STEPS):
             opt.zero_grad()
             for at in range(case.micro):
-                own = part(next(joint), rank, world)
+                own = process.part(next(joint))
                 with unsynchronised(model, last=at == case.micro - 1):
                     (loss(model(own[0]), own[1]) / case.micro).backward()
                 opt.feed(own)

@@ -3,11 +3,14 @@
 Torch is imported once, and the processes are forked from there.
 """
 
+import contextlib
 import copy
+import io
 import multiprocessing
 import sys
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,19 +19,21 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import apo
+from tests.documents import programs
 from tests.training.models import TASKS, Batch, images, loss, made
-from tests.training.spread import CASES, copies, part, shards, train
+from tests.training.spread import CASES, SHARDED, Process, copies, shards, train
+from tests.training.spread_shards import checkpointed, refused
 
-Check = Callable[[int, int], Any]
-NAMED = {case.name: case for case in CASES}
-SHARDED = ("terms", "spike", "rule", "accumulation")
+PATIENCE = timedelta(minutes=2)
+"""How long a process waits for another, before it fails."""
+Check = Callable[[Process], Any]
 
 
-def mlp(rank: int = 0, steps: int = 4, world: int = 1) -> tuple[nn.Module, list[Batch]]:
+def mlp(process: Process, steps: int) -> tuple[nn.Module, list[Batch]]:
     """A classifier of images in float64, and this process's part of batches."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Tanh(), nn.Linear(8, 4)).double()
-    return model, [part((x.double(), y), rank, world) for x, y in images(steps)]
+    return model, [process.part((x.double(), y)) for x, y in images(steps)]
 
 
 def loop(model: nn.Module, opt: apo.APO, batches: list[Batch]) -> list[dict[str, float]]:
@@ -42,7 +47,7 @@ def loop(model: nn.Module, opt: apo.APO, batches: list[Batch]) -> list[dict[str,
     return found
 
 
-def ddp_kinds(rank: int, world: int) -> Any:
+def ddp_kinds(process: Process) -> Any:
     """The variants of DDP, and a model that is wrapped after its optimizer is made, as Accelerate does."""
     found: dict[str, Any] = {}
     for kind in (
@@ -54,7 +59,7 @@ def ddp_kinds(rank: int, world: int) -> Any:
         "group",
         "copy",
     ):
-        model, batches = mlp(rank, 4, world)
+        model, batches = mlp(process, 4)
         group = dist.new_group() if kind in ("group", "copy") else None
         options = {kind: True} if hasattr(DistributedDataParallel(model), kind) else {}
         wrapped = DistributedDataParallel(model, process_group=group, **options)
@@ -70,15 +75,15 @@ def ddp_kinds(rank: int, world: int) -> Any:
     return found
 
 
-def disturbed(rank: int, world: int) -> Any:
+def disturbed(process: Process) -> Any:
     """BatchNorm and dropout: what each process finds after a meta-step, and its hyperparameters."""
-    torch.manual_seed(rank)
+    torch.manual_seed(process.rank)
     model = copies(made(TASKS[0]))
-    torch.manual_seed(100 + rank)
+    torch.manual_seed(100 + process.rank)
     opt = apo.APO(model, torch.optim.AdamW(model.parameters(), 1e-2), loss, meta=apo.Newton(every=1))
     hypers, kept = [], True
     for joint in images(4):
-        own = part(joint, rank, world)
+        own = process.part(joint)
         opt.zero_grad()
         loss(model(own[0]), own[1]).backward()
         before = [
@@ -98,12 +103,12 @@ def opt_params(opt: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [param for group in opt.param_groups for param in group["params"]]
 
 
-def kfac(rank: int, world: int) -> Any:
+def kfac(process: Process) -> Any:
     """K-FAC with each kind of Fisher information."""
     found = {}
     for kind in ("exact", "empirical", "mc"):
-        model, batches = mlp(rank, 4, world)
-        wrapped = copies(model) if world > 1 else model
+        model, batches = mlp(process, 4)
+        wrapped = copies(model) if process.world > 1 else model
         rule = apo.kfac(wrapped, lr=0.1, damping=0.1, fisher=kind)
         opt = apo.APO(wrapped, rule, loss, tune={"lr": "global", "damping": "global"}, meta=apo.Newton(every=1))
         hypers = loop(wrapped, opt, batches)
@@ -111,12 +116,12 @@ def kfac(rank: int, world: int) -> Any:
     return found
 
 
-def failures(rank: int, world: int) -> Any:
+def failures(process: Process) -> Any:
     """What is said, in each process, when one of them does something else than the others."""
 
     def failing(where: str) -> Callable[[nn.Module, Any], Any]:
         def evaluate(module: nn.Module, batch: Any) -> Any:
-            if rank == 1 and (where == "search" or torch.is_grad_enabled()):
+            if process.rank == 1 and (where == "search" or torch.is_grad_enabled()):
                 raise ArithmeticError("a bad batch")
             outputs = module(batch[0])
             return loss(outputs, batch[1]), outputs
@@ -125,26 +130,26 @@ def failures(rank: int, world: int) -> Any:
 
     found = {}
     for kind in ("fed", "search", "judgement", "hypers", "local", "alone", "nonfinite", "nothing"):
-        model, batches = mlp(rank, 2, world)
+        model, batches = mlp(process, 2)
         wrapped = copies(model)
         options: dict[str, Any] = {"meta": apo.Newton(every=1, search=kind == "search")}
         if kind in ("search", "judgement"):
             options["evaluate"] = failing(kind)
         if kind == "alone":
-            options["process_group"] = dist.new_group([rank], use_local_synchronization=True)
+            options["process_group"] = dist.new_group([process.rank], use_local_synchronization=True)
         if kind == "nonfinite":
             options["skip_nonfinite"] = True
         opt = apo.APO(wrapped, torch.optim.SGD(model.parameters(), 1e-2), loss, **options)
-        if kind == "hypers" and rank == 1:
+        if kind == "hypers" and process.rank == 1:
             opt.param_groups[0]["start_lr"] = 2e-2
         trained = model if kind in ("local", "alone") else wrapped
         x, y = batches[0]
         loss(trained(x), y).backward()
-        if kind == "nonfinite" and rank == 1:
+        if kind == "nonfinite" and process.rank == 1:
             model[1].weight.grad[0, 0] = torch.nan
         before = model[1].weight.detach().clone()
         bare = before - 1e-2 * model[1].weight.grad
-        fed = None if kind == "nothing" or (kind == "fed" and rank == 1) else batches[0]
+        fed = None if kind == "nothing" or (kind == "fed" and process.rank == 1) else batches[0]
         try:
             opt.step(batch=fed)
             said = ""
@@ -155,68 +160,47 @@ def failures(rank: int, world: int) -> Any:
     return found
 
 
-def refused(rank: int, world: int) -> Any:
-    """What is said of weights that are spread otherwise, and of rules that cannot step shards."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
-
-    mesh = init_device_mesh("cpu", (world,))
-    clipped = apo.chain(apo.clip_by_norm(1e3, per="global"), apo.adam())
-    found = {}
-    for kind, rule in (
-        ("tensor", None),
-        ("flat", None),
-        ("partly", None),
-        ("quasi-adam", apo.quasi_adam()),
-        ("clip", clipped),
-        ("kfac", None),
-    ):
-        model, _ = mlp()
-        if kind == "tensor":
-            parallelize_module(model, mesh, {"1": ColwiseParallel()})
-        elif kind == "flat":
-            model = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
-        elif kind == "partly":
-            fully_shard(model[1], mesh=mesh)
-        else:
-            fully_shard(model, mesh=mesh)
-        base = rule or (apo.kfac(model) if kind == "kfac" else torch.optim.SGD(model.parameters(), 0.1))
+def documented(process: Process) -> Any:
+    """What the programs of the page on several processes print; torchrun would make the group that is there already."""
+    printed = []
+    for program in programs("docs/training/distributed.md"):
+        output = io.StringIO()
+        init, destroy = dist.init_process_group, dist.destroy_process_group
+        dist.init_process_group = dist.destroy_process_group = lambda: None
         try:
-            apo.APO(model, base, loss)
-            found[kind] = ""
-        except Exception as error:
-            found[kind] = f"{type(error).__name__}: {error}"
-    return found
-
-
-def hierarchy(rank: int, world: int) -> Any:
-    """Two copies of two shards."""
-    return train(NAMED["terms"], shards, rank, world)
+            with contextlib.redirect_stdout(output):
+                exec(program, {"__name__": "__main__"})
+        finally:
+            dist.init_process_group, dist.destroy_process_group = init, destroy
+        printed.append(output.getvalue())
+    return printed
 
 
 CHECKS: dict[int, dict[str, Check]] = {
     2: {
-        **{f"ddp {c.name}": lambda rank, world, c=c: train(c, copies, rank, world) for c in CASES},
-        **{f"fsdp {name}": lambda rank, world, c=NAMED[name]: train(c, shards, rank, world) for name in SHARDED},
+        **{f"ddp {c.name}": lambda process, c=c: train(c, copies, process) for c in CASES},
+        **{f"fsdp {c.name}": lambda process, c=c: train(c, shards, process) for c in SHARDED},
         "ddp kinds": ddp_kinds,
         "disturbed": disturbed,
         "kfac": kfac,
         "failures": failures,
+        "programs": documented,
         "refused": refused,
+        "checkpoint": checkpointed,
     },
-    4: {"hsdp": hierarchy},
+    4: {"hsdp": lambda process: train(CASES[0], shards, process)},
 }
 
 
 def work(rank: int, world: int, folder: str) -> None:
     """Run the checks of one number of processes in one of these."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world)
+    store = f"file://{folder}/store{world}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=PATIENCE)
     found = {}
     for name, check in CHECKS[world].items():
         try:
-            found[name] = check(rank, world)
+            found[name] = check(Process(rank, world, folder))
         except Exception:
             found[name] = traceback.format_exc()
             break

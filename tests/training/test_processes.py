@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from tests.training import spread_checks
-from tests.training.spread import CASES, train
+from tests.training.spread import ALONE, CASES, SHARDED, train
+from tests.training.spread_shards import SAVED, loaded
 
 Found = dict[str, list[Any]]
-KINDS = [f"ddp {case.name}" for case in CASES] + [f"fsdp {name}" for name in spread_checks.SHARDED]
+KINDS = [f"ddp {case.name}" for case in CASES] + [f"fsdp {case.name}" for case in SHARDED]
 MODEL = ("_allgather_base_", "_reduce_scatter_base_")
 SECONDS = 600
 """After so long the processes are killed; they take about 20 where nothing else runs."""
@@ -108,6 +109,12 @@ def test_kinds_of_ddp(found: Found) -> None:
     assert found["ddp kinds"][0]["plain"][0] == found["ddp kinds"][1]["plain"][0]
 
 
+def test_programs_of_the_page(found: Found) -> None:
+    """They run, and every process prints the same learning rate, which has moved."""
+    for first, second in zip(*found["programs"], strict=True):
+        assert first.partition(" ")[2] == second.partition(" ")[2] != "{'lr': 0.001}"
+
+
 def test_batchnorm_and_dropout(found: Found) -> None:
     """Each process's random numbers, buffers and gradients are as found; the hyperparameters are the same."""
     first, second = found["disturbed"]
@@ -118,7 +125,7 @@ def test_batchnorm_and_dropout(found: Found) -> None:
 
 def test_kfac(found: Found) -> None:
     """The curvature is that of the joint batch; drawn targets differ between processes, the curvature does not."""
-    one = spread_checks.kfac(0, 1)
+    one = spread_checks.kfac(ALONE)
     for kind, (hypers, params) in found["kfac"][0].items():
         others, their = found["kfac"][1][kind]
         assert hypers == others
@@ -155,6 +162,20 @@ def test_a_process_alone(found: Found) -> None:
         said, unchanged, stepped, hypers = result["alone"]
         assert said == "" and stepped and not unchanged
         assert hypers["lr"] != 0.01
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("case", SAVED, ids=lambda case: case.name)
+def test_checkpoints(case: Any, found: Found) -> None:
+    """A distributed checkpoint goes on bit for bit in as many processes, and as well as equal in one."""
+    for rank in found["checkpoint"]:
+        (hypers, weights), (again, loaded_weights) = rank[case.name][:2], rank[case.name][2]
+        assert hypers == again
+        assert all(torch.equal(weights[name], weight) for name, weight in loaded_weights.items())
+    alone_hypers, alone_weights = loaded(lambda model: model, ALONE, rank["folder"] + "/" + case.name, case)
+    assert close(hypers, alone_hypers)
+    for name, weight in alone_weights.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-7, atol=1e-8)
 
 
 @pytest.mark.parametrize(
