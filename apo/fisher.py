@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +121,8 @@ class Collector:
         self, round_: int, weight: str, layer: Layer, module: nn.Module, args: Any, kwargs: Any, outputs: Any
     ) -> None:
         """Wait for the gradient at the outputs of a layer; where a forward is run again, only one of them gets it."""
-        if self._heeds(round_) and isinstance(outputs, Tensor) and outputs.requires_grad:
+        trained = cast(Tensor, module.weight).requires_grad
+        if trained and self._heeds(round_) and isinstance(outputs, Tensor) and outputs.requires_grad:
             inputs = (args[0] if args else kwargs["input"]).detach()
             outputs.register_hook(partial(self._add, round_, weight, layer, module, inputs))  # type: ignore[no-untyped-call]
 

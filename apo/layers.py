@@ -38,8 +38,9 @@ def check_layers(model: nn.Module, layers: Mapping[str, Layer]) -> None:
 def layers_of(model: nn.Module) -> dict[str, Layer]:
     """The layers of a model whose Fisher information has Kronecker factors.
 
-    They are `torch.nn.Linear` and `torch.nn.Conv2d` without groups, with a trainable weight; a weight that several of
-    them share counts as one layer if no other kind of module has it too.
+    They are `torch.nn.Linear` and `torch.nn.Conv2d` without groups; a weight that several of them share counts as one
+    layer if no other kind of module has it too. Frozen ones are among them: they may be trained later. A frozen bias
+    of a trainable weight stays apart.
 
     Args:
         model: The module.
@@ -54,11 +55,11 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
             owners.setdefault(param, []).append((path, module))
     layers: dict[str, Layer] = {}
     for weight, users in owners.items():
-        if not weight.requires_grad or not all(_is_linear_map(module, weight) for _, module in users):
+        if not all(_is_linear_map(module, weight) for _, module in users):
             continue
         biases = {cast(Tensor | None, module.bias) for _, module in users}
         bias = biases.pop() if len(biases) == 1 else None
-        folded = bias is not None and bias.requires_grad and len(owners[bias]) == len(users)
+        folded = bias is not None and bias.requires_grad >= weight.requires_grad and len(owners[bias]) == len(users)
         layers[names[weight]] = Layer(tuple(path for path, _ in users), names[cast(Tensor, bias)] if folded else None)
     return layers
 

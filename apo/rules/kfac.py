@@ -188,7 +188,7 @@ def kfac(
     model = unwrapped(model)
     layers = layers_of(model)
     others = without_factors(model, layers)
-    if not layers:
+    if not any(weight.requires_grad for name, weight in model.named_parameters() if name in layers):
         raise ValueError("the model has no trainable Linear or Conv2d layer, so K-FAC has nothing to precondition")
     if others:
         warnings.warn(
