@@ -18,6 +18,7 @@ from apo.batches import describe, logits
 from apo.conditions import Conditions, Recorder, restore_rng, seed_rng, under
 from apo.discrepancies import Loss, check_vanishes
 from apo.graphs import aside, leaves_below
+from apo.layers import uncompiled
 from apo.processes import Processes, reshard
 from apo.proximal import Proximal
 from apo.traces import Traces, weights_stay
@@ -158,7 +159,9 @@ class Evaluation:
             seed: Of the random numbers that they draw. The generators are put back afterwards, so without it a training
                 that draws none itself would draw the same at every step.
         """
-        with self.undisturbed(), watching(self.model), aside(self._own()), torch.enable_grad():
+        # Compiled code passes over hooks that come and go.
+        eager = torch.compiler.set_stance("force_eager")
+        with self.undisturbed(), eager, watching(uncompiled(self.model)), aside(self._own()), torch.enable_grad():
             with under(fed.conditions or self.recorder.now()):
                 outputs = logits(self._outputs(fed.batch))
             seed_rng(self.recorder.devices, seed)

@@ -17,9 +17,15 @@ from apo.types import Layer
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside a data-parallel wrapper, or the module itself."""
+    """The module inside a data-parallel wrapper, or the module itself; compiled, if that is outermost then."""
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    return cast(nn.Module, model.module) if isinstance(model, wrappers) else model
+    inner = uncompiled(model)
+    return unwrapped(cast(nn.Module, inner.module)) if isinstance(inner, wrappers) else model
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module inside what `torch.compile` returned, or the module itself; it has the names of its parameters."""
+    return dict(model.named_children()).get("_orig_mod", model)
 
 
 def check_layers(model: nn.Module, layers: Mapping[str, Layer]) -> None:
@@ -28,7 +34,7 @@ def check_layers(model: nn.Module, layers: Mapping[str, Layer]) -> None:
     Raises:
         ValueError: If one is missing.
     """
-    own = dict(model.named_modules(remove_duplicate=False))
+    own = dict(uncompiled(model).named_modules(remove_duplicate=False))
     paths = [path for layer in layers.values() for path in layer.modules]
     missing = [path for path in paths if not _is_linear_map(own.get(path), getattr(own.get(path), "weight", None))]
     if missing:
@@ -48,6 +54,7 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
     Returns:
         The layers, by the name of the weight.
     """
+    model = uncompiled(model)
     names: dict[Tensor, str] = {param: name for name, param in model.named_parameters()}
     owners: dict[Tensor, list[tuple[str, nn.Module]]] = {}
     for path, module in model.named_modules():
@@ -66,7 +73,7 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
 
 def without_factors(model: nn.Module, layers: dict[str, Layer]) -> list[str]:
     """The names of the trainable matrices and kernels (two dimensions and more) that belong to no layer."""
-    named = model.named_parameters()
+    named = uncompiled(model).named_parameters()
     return [name for name, param in named if param.requires_grad and param.ndim > 1 and name not in layers]
 
 

@@ -12,7 +12,7 @@ from apo.bases.base import Base
 from apo.bases.rule import RuleBase
 from apo.evaluation import Evaluation, Fed
 from apo.fisher import Collector, cotangents
-from apo.layers import check_layers
+from apo.layers import check_layers, uncompiled
 from apo.types import Factors, Fisher, Statistics
 
 NOT_FED = "the curvature is not being measured: pass batch= to step(), or feed() a batch, whenever opt.due is true"
@@ -59,7 +59,7 @@ class Observing:
             collector.stop()
         for _, fisher, collector in self._due(steps):
             if fisher.kind == "empirical":
-                collector.start(self._evaluation.model)
+                collector.start(uncompiled(self._evaluation.model))
 
     def forget(self) -> None:
         """Forget the training backwards since `arm`: their gradients have been discarded."""

@@ -22,7 +22,7 @@ from apo.evaluation import Evaluate, Evaluation, Fed
 from apo.feeding import Feeding
 from apo.gradient import Gradient
 from apo.hypers import parse_tune
-from apo.layers import unwrapped
+from apo.layers import uncompiled, unwrapped
 from apo.meta import parse_meta
 from apo.metastep import NOTHING_FED, SKIPPED, MetaStep
 from apo.newton import Newton
@@ -97,14 +97,13 @@ class APO(Combined):
         how = parse_tune({"lr": "global"} if tune is None else tune)
         configured = parse_meta(meta, any(t.by_parameter for t in how.values()))
         self.record = Record()
-        self._model = unwrapped(model)
-        self._skip_nonfinite = skip_nonfinite
+        self._model, self._skip_nonfinite = uncompiled(unwrapped(model)), skip_nonfinite
         self._counts, self._warned = checkpoint.Counts(), set[str]()
         self._names, self._params = dict[Tensor, str](), dict[str, Tensor]()  # kept up to date by `_link` for all parts
         self._bases = bases_of(base, self._model, how, self._names, assume_linear, self.objective.lookahead)
         super().__init__([base.optimizer for base in self._bases])
         self._processes = Processes(model, self._params, process_group)
-        self._evaluation = Evaluation(self._model, self._params, self._processes, loss, forward, target, evaluate)
+        self._evaluation = Evaluation(unwrapped(model), self._params, self._processes, loss, forward, target, evaluate)
         self._feeding = Feeding(self._evaluation.recorder)
         self._tuning = Tuning(how, configured, relative)
         self._observing = Observing(self._bases, self._evaluation)
