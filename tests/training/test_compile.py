@@ -15,6 +15,11 @@ from tests.training.models import TASKS, Task, loss, made
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 EAGER = {"backend": "aot_eager"}
+# What torch itself warns of while it compiles.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +97,6 @@ def step_compiled(base: o.Optimizer) -> o.Optimizer:
     return base
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 def test_a_compiled_step_of_a_torch_optimizer() -> None:
     """With its lr as a tensor, which is written into: a schedule and the tuning compile nothing anew."""
     for make in (
