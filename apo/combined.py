@@ -53,11 +53,15 @@ class Combined(torch.optim.Optimizer):
             param_group: As in torch.
 
         Raises:
+            TypeError: If it is not a dict with "params".
             ValueError: If there are several optimizers: add the group to the one it belongs to.
         """
         if self.__dict__.get("defaults"):  # not in torch's constructor, which adds an empty group
             if len(self._optimizers) > 1:
                 raise ValueError("there are several base optimizers: call add_param_group of the one it belongs to")
+            given: Any = param_group
+            if not isinstance(given, dict) or "params" not in given:
+                raise TypeError(f"param_group={given!r} must be a dict with 'params'")
             self._optimizers[0].add_param_group(param_group)
 
     @contextmanager

@@ -30,6 +30,7 @@ def squared_error(new: Tensor, old: Tensor) -> Tensor:
     Returns:
         One number an example, [B].
     """
+    _check_alike(new, old)
     squares = (new - old).square()
     if squares.ndim == 3:
         return squares.sum(-1).mean(-1)
@@ -46,6 +47,7 @@ def kl(new: Tensor, old: Tensor) -> Tensor:
     Returns:
         One number an example, [B]; the mean over the dimensions between.
     """
+    _check_alike(new, old)
     log_new, log_old = F.log_softmax(new, -1), F.log_softmax(old, -1)
     divergence = (log_new.exp() * (log_new - log_old)).sum(-1)
     return divergence.reshape(len(divergence), -1).mean(-1) if divergence.ndim > 1 else divergence
@@ -92,6 +94,27 @@ def gauss_newton(new: Tensor, old: Tensor, loss: Loss, targets: Any) -> Tensor:
     return 2.0 * (change * product).sum() - length  # a quadratic form: its value is `length`, its gradient 2HΔz
 
 
+def mean_of(discrepancy: Discrepancy, new: Tensor, old: Tensor) -> Tensor:
+    """The mean of a discrepancy ``D(new, old)`` over examples, [].
+
+    Raises:
+        TypeError: If it returns no tensor of floats.
+    """
+    value: Any = discrepancy(new, old)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"discrepancy={discrepancy!r} must return a tensor of floats, [] or [B], not {value!r}")
+    mean: Tensor = value.mean()
+    return mean
+
+
+def _check_alike(new: Any, old: Any) -> None:
+    """Raise if these are not tensors of one shape."""
+    if not isinstance(new, Tensor) or not isinstance(old, Tensor):
+        raise TypeError(f"outputs must be tensors, not a {type(new).__name__} and a {type(old).__name__}")
+    if new.shape != old.shape:
+        raise ValueError(f"outputs of shapes {list(new.shape)} and {list(old.shape)} cannot be compared")
+
+
 def check_vanishes(discrepancy: Discrepancy, outputs: Tensor) -> None:
     """Check that a discrepancy vanishes at equality, with its gradient; else Q has the wrong slope at a zero step.
 
@@ -105,7 +128,7 @@ def check_vanishes(discrepancy: Discrepancy, outputs: Tensor) -> None:
     old = outputs.detach()
     new = old.clone().requires_grad_()
     with torch.enable_grad():
-        value = discrepancy(new, old).mean()
+        value = mean_of(discrepancy, new, old)
     slope = torch.autograd.grad(value, new, allow_unused=True)[0] if value.requires_grad else None
     if slope is None:
         raise ValueError(f"discrepancy={discrepancy!r} does not depend on its first argument, the new outputs")

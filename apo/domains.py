@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apo.checks import real
+from apo.checks import number, real
 from apo.trees import scalar
 from apo.types import Domain
 
@@ -56,8 +56,10 @@ def free(domain: Domain, value: float) -> float:
     """The unconstrained coordinate of a value.
 
     Raises:
-        ValueError: If the value is outside the domain.
+        TypeError: If the value is not a real number.
+        ValueError: If it is outside the domain.
     """
+    value = number("value", value)
     if not domain.contains(value):
         raise ValueError(f"{value!r} is not in {domain.name}, so it cannot be adapted; drop it from tune=")
     return domain.unconstrain(scalar(value)).item()
@@ -75,9 +77,10 @@ def shift(domain: Domain, value: float, offset: float) -> float:
         The moved value, exactly ``value`` at offset 0.
 
     Raises:
+        TypeError: If the value or the offset is not a real number.
         ValueError: If the value is outside the domain.
     """
-    coordinate = free(domain, value)
+    coordinate, offset = free(domain, value), number("offset", offset)
     if offset == 0.0:
         return value
     return domain.constrain(scalar(coordinate + offset)).item()

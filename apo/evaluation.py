@@ -9,7 +9,7 @@ generators.
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -203,7 +203,7 @@ class Evaluation:
         """Loss and outputs on one batch, under the conditions of its forward."""
         with under(fed.conditions or self.recorder.now()):
             if self.evaluate is not None:
-                loss, outputs = self.evaluate(self.model, fed.batch)
+                loss, outputs = self._evaluated(fed.batch)
             else:
                 outputs = self._outputs(fed.batch)
                 loss = self.loss(outputs, self._target(fed.batch)) if self.loss else getattr(outputs, "loss", outputs)
@@ -214,11 +214,17 @@ class Evaluation:
         self.rounding = max(ROUNDING, torch.finfo(loss.dtype).eps)
         return loss.reshape(()), outputs
 
+    def _evaluated(self, batch: Any) -> Any:
+        found: Any = cast(Evaluate, self.evaluate)(self.model, batch)
+        if not isinstance(found, tuple | list) or len(found) != 2:
+            raise TypeError(f"evaluate= must return a pair (loss, outputs), not {describe(found)}")
+        return found
+
     def _outputs(self, batch: Any) -> Any:
         if self.forward is not None:
             return self.forward(self.model, batch)
         if self.evaluate is not None:
-            return self.evaluate(self.model, batch)[1]
+            return self._evaluated(batch)[1]
         if isinstance(batch, Mapping):
             return self.model(**batch)
         if isinstance(batch, Sequence) and len(batch):

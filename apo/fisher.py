@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from apo.batches import logits
+from apo.checks import function, instance
 from apo.conditions import Recorder
 from apo.discrepancies import Loss
 from apo.graphs import aside, leaves_below
@@ -158,10 +159,14 @@ def fisher_factors(
         Factors of every layer that the forward uses.
 
     Raises:
-        TypeError: If outputs are no tensor and have no logits.
+        TypeError: If an argument is of the wrong type, or outputs are no tensor and have no logits.
         ValueError: If the rule needs no such statistics, or was made for another model, or a loss is missing, or the
             outputs do not suit.
     """
+    instance("rule", rule, Rule, "an update rule that observes, such as apo.kfac(model)")
+    instance("model", model, nn.Module, "the torch.nn.Module that the rule was made for")
+    function(optional=False, forward=forward)
+    function(loss=loss)
     if rule.fisher is None:
         raise ValueError("the rule has no use for a Fisher information: its fisher is None")
     model = unwrapped(model)

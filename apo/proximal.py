@@ -20,8 +20,8 @@ from typing import Any, Generic, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from apo.checks import choice, real, settle
-from apo.discrepancies import BY_NAME, NEEDS_LOSS, Discrepancy, Loss, check_vanishes
+from apo.checks import check_step, choice, function, instance, real, settle
+from apo.discrepancies import BY_NAME, NEEDS_LOSS, Discrepancy, Loss, check_vanishes, mean_of
 from apo.trees import detached, half_square, inner, leaves, rebuild, scalar
 from apo.types import H, Judged, Params, Rule, S
 
@@ -154,7 +154,7 @@ class Proximal:
         """
         measure = BY_NAME[self.discrepancy] if isinstance(self.discrepancy, str) else self.discrepancy
         if not self.needs_targets:
-            return measure(new, old).mean()
+            return mean_of(measure, new, old)
         self.check_loss(loss)
         return measure(new, old, loss, targets)
 
@@ -198,8 +198,11 @@ def hypergradient(
         hyperparameter).
 
     Raises:
-        ValueError: If the objective is not a scalar that depends on the parameters.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a gradient is of no parameter, or of another shape, or the objective is not a scalar that depends
+            on the parameters.
     """
+    function(optional=False, objective=objective)
     new_params, _, pullback = lookahead(rule, params, grads, state, hypers)
     value, cotangents = value_and_grad(objective, new_params)
     return value, pullback(cotangents)
@@ -228,7 +231,12 @@ def lookahead(rule: Rule[S, H], params: Params, grads: Params, state: S, hypers:
 
     Returns:
         θ', ξ' (both detached), and the pullback, which may be called any number of times.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a gradient is of no parameter, or of another shape.
     """
+    check_step(rule, params, grads, state, hypers)
     numbers: list[Any] = leaves(hypers)  # plain ones are welcome, too
     inputs = [(h if isinstance(h, Tensor) else scalar(h)).detach().clone().requires_grad_() for h in numbers]
     fixed = {key: p.detach() for key, p in params.items()}
@@ -268,8 +276,8 @@ def value_and_grad(objective: Objective, params: Params) -> tuple[Tensor, Params
     """
     inputs = {key: p.detach().requires_grad_() for key, p in params.items()}
     with torch.enable_grad():
-        value = objective(inputs)
-    if getattr(value, "ndim", None) != 0 or not value.requires_grad:
+        value: Any = objective(inputs)
+    if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
         raise ValueError(f"the objective must return a 0-d tensor that depends on its argument, not {value!r}")
     grads = torch.autograd.grad(value, list(inputs.values()), allow_unused=True, materialize_grads=True)
     return value.detach(), dict(zip(inputs, grads, strict=True))
@@ -280,6 +288,7 @@ def momentum_free(rule: Rule[S, H]) -> Rule[S, H]:
 
     Its step leaves the state as it was. A rule without momentum is returned unchanged.
     """
+    instance("rule", rule, Rule, "an update rule, such as apo.sgd()")
     free = rule.without_momentum
     if free is None:
         return rule

@@ -4,7 +4,7 @@ import csv
 import math
 from array import array
 from collections.abc import Iterator, Sequence
-from os import PathLike
+from os import PathLike, fspath
 
 Row = dict[str, float]
 RATE = "effective_lr/"
@@ -90,7 +90,7 @@ class Record:
             *(name for name in self.columns if name != "step"),
             *(f"{RATE}{g}" for g in range(len(self.rates))),
         ]
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        with open(fspath(path), "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             for row in rows:
@@ -110,7 +110,7 @@ class Record:
             ValueError: If it is no such file.
         """
         record = cls()
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(fspath(path), newline="", encoding="utf-8") as file:
             for cells in csv.DictReader(file):
                 try:
                     row = {name: float(cell) for name, cell in cells.items() if cell}
@@ -158,7 +158,7 @@ class Record:
             if 1 < len(curves) <= 12:
                 axis.legend(fontsize="small")
         axes[-1].set_xlabel("steps taken")
-        figure.savefig(path)
+        figure.savefig(fspath(path))
 
 
 _QUANTITIES = frozenset(
