@@ -101,13 +101,13 @@ def test_frozen_through_a_checkpoint(fsd: float) -> None:
     assert found[0] == found[1]
 
 
-@every_task
+@pytest.mark.parametrize("task", TASKS[:2], ids=["resnet", "transformer"])
 @pytest.mark.parametrize("by", ["global", "group", "layer", "parameter"])
 @pytest.mark.parametrize("meta", METAS)
 def test_bounds_and_paces(task: Task, by: str, meta: str) -> None:
     """Every tuned value of every meta-step; a start out of bounds begins at the nearest one."""
     low, high, pace = 2e-3, 5e-3, 1.2
-    for start in (1e-4, 3e-3, 0.1):
+    for start in (1e-4, 0.1):
         model = made(task)
         tune = {"lr": apo.Tune(by, low=low, high=high, max_change=pace)}
         opt = apo.APO(model, o.AdamW(halves(model), lr=start), loss, tune=tune, meta=METAS[meta])

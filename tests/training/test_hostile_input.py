@@ -69,8 +69,8 @@ def shell(**options: Any) -> tuple[nn.Sequential, apo.APO]:
 
 def made(**options: Any) -> apo.APO:
     model = options.pop("model", small())
-    params = [*model.parameters()] if isinstance(model, nn.Module) else []
-    return apo.APO(**{"model": model, "base": o.SGD(params or [torch.ones(2)], lr=0.1), "loss": F.cross_entropy, **options})
+    params = [*(model.parameters() if isinstance(model, nn.Module) else ())] or [torch.ones(2)]
+    return apo.APO(**{"model": model, "base": o.SGD(params, lr=0.1), "loss": F.cross_entropy, **options})
 
 
 MAKERS: dict[str, tuple[Any, Callable[..., Any]]] = {
