@@ -39,6 +39,7 @@ class Collector:
 
     Attributes:
         examples: How many the model's outputs had in all; 0 where these are no tensor and have no logits.
+        float16: Whether gradients at a layer's outputs were in float16.
     """
 
     def __init__(self, fisher: Fisher) -> None:
@@ -50,7 +51,15 @@ class Collector:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is idle, and has seen nothing."""
-        blank = {"_hooks": [], "_on": False, "examples": 0, "_rows": {}, "_inputs": {}, "_outputs": {}}
+        blank = {
+            "_hooks": [],
+            "_on": False,
+            "examples": 0,
+            "float16": False,
+            "_rows": {},
+            "_inputs": {},
+            "_outputs": {},
+        }
         return {**vars(self), **blank}
 
     def start(self, model: nn.Module) -> None:
@@ -98,7 +107,7 @@ class Collector:
 
     def clear(self) -> None:
         """Forget what has been seen; forwards under way are still watched."""
-        self.examples = 0
+        self.examples, self.float16 = 0, False
         self._rows: dict[str, int] = {}
         self._inputs: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
@@ -135,6 +144,7 @@ class Collector:
             self._inputs[weight] = self._inputs.get(weight, 0.0) + a.T @ a
             self._outputs[weight] = self._outputs.get(weight, 0.0) + delta.T @ delta
         self._rows[weight] = self._rows.get(weight, 0) + len(a)
+        self.float16 = self.float16 or grad.dtype == torch.float16
 
 
 def fisher_factors(

@@ -20,6 +20,10 @@ NOT_SEEN = (
     "the curvature is not being measured: fisher='empirical' watches the model's own forward and backward, "
     "and its outputs must be a tensor or have logits"
 )
+SCALED = (
+    "fisher='empirical' takes the gradients of the training backward, and those in float16 are a GradScaler's, scaled: "
+    "use fisher='mc' or 'exact', or bfloat16 without a scaler"
+)
 NOT_FINITE = "a Fisher factor is not finite: the observation of its layer is skipped"
 
 
@@ -67,11 +71,17 @@ class Observing:
             collector.clear()
 
     def observe(self, feeds: Sequence[Fed], steps: int) -> str | None:
-        """Let every base observe what is due; return what the user should be told."""
+        """Let every base observe what is due; return what the user should be told.
+
+        Raises:
+            ValueError: If the gradients that "empirical" has seen are scaled.
+        """
         message = None
         for base, fisher, collector in self._due(steps):
             if fisher.kind == "empirical":
                 collector.stop()
+                if collector.float16:
+                    raise ValueError(SCALED)
                 found = collector.statistics(float(collector.examples)) if collector.examples else {}
                 message = message or (None if found else NOT_SEEN)
             else:
