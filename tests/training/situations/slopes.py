@@ -41,7 +41,7 @@ def differences(model: Build, data: tuple[Batch, ...], clip: float | None = None
     return (judged(math.exp(H)) - judged(math.exp(-H))) / (2 * H)
 
 
-def agree(found: float, expected: float, tolerance: float = 1e-4) -> str | None:
+def agree(found: float, expected: float, tolerance: float = 1e-5) -> str | None:
     """What to say of two slopes."""
     close = abs(found - expected) <= tolerance * abs(expected)
     return None if close else f"the hypergradient is {found:.3g}, the difference {expected:.3g}"
