@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from apo.batches import describe, logits
 from apo.conditions import Conditions, Recorder, restore_rng, seed_rng, under
 from apo.discrepancies import Loss, check_vanishes
-from apo.graphs import aside, leaves_below
+from apo.graphs import aside, casts_leaves, leaves_below
 from apo.layers import uncompiled
 from apo.processes import Processes, reshard
 from apo.proximal import Proximal
@@ -29,6 +29,8 @@ Evaluate = Callable[[nn.Module, Any], tuple[Any, Any]]
 FP16_SCALE = 1024.0
 """Q is scaled by this before a backward in float16, and the gradient unscaled after it."""
 ROUNDING = 8.0 * torch.finfo(torch.float32).eps
+AUTOCAST = 0.25
+"""The relative error of a mean over examples, in units of the dtype that they were computed in."""
 
 
 class Fed(NamedTuple):
@@ -54,7 +56,8 @@ class Evaluation:
         model: The module, without a data-parallel wrapper.
         processes: Those that train it together: losses are means over all of them.
         recorder: Notes the conditions of training forwards.
-        rounding: The relative error of a loss: of a sum in float32, or of the dtype that the loss last came in.
+        rounding: The relative error of a loss: of a sum in float32, or of the dtype that the loss last came in
+            or was computed in.
     """
 
     def __init__(
@@ -211,7 +214,7 @@ class Evaluation:
             raise TypeError(
                 f"the loss must be a tensor with one element, not {describe(loss)}: pass loss= or evaluate="
             )
-        self.rounding = max(ROUNDING, torch.finfo(loss.dtype).eps)
+        self.rounding = max(ROUNDING, torch.finfo(loss.dtype).eps, self._autocast_rounding(fed, loss))
         return loss.reshape(()), outputs
 
     def _evaluated(self, batch: Any) -> Any:
@@ -219,6 +222,14 @@ class Evaluation:
         if not isinstance(found, tuple | list) or len(found) != 2:
             raise TypeError(f"evaluate= must return a pair (loss, outputs), not {describe(found)}")
         return found
+
+    def _autocast_rounding(self, fed: Fed, loss: Tensor) -> float:
+        """The relative error of a loss of float32 that was computed under autocast, of the forward's own included."""
+        autocast = (fed.conditions or self.recorder.now()).autocast.values()
+        dtypes = [dtype for enabled, dtype in autocast if enabled]
+        if not dtypes and casts_leaves(loss):
+            dtypes = [torch.bfloat16]
+        return max((AUTOCAST * torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
 
     def _outputs(self, batch: Any) -> Any:
         if self.forward is not None:

@@ -1,10 +1,11 @@
-"""The leaves of a graph, and their gradients set aside while a backward runs that must not reach them."""
+"""The leaves of a graph: whether they are cast, and their gradients, set aside where a backward must not reach them."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import cast
 
 from torch import Tensor
+from torch.autograd.graph import Node
 
 
 @contextmanager
@@ -22,13 +23,22 @@ def aside(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 def leaves_below(root: Tensor) -> list[Tensor]:
     """The leaves of a graph into which its backward accumulates."""
-    found, seen, nodes = [], set(), [root.grad_fn]
+    return [cast(Tensor, node.variable) for node in _nodes_below(root) if hasattr(node, "variable")]
+
+
+def casts_leaves(root: Tensor) -> bool:
+    """Whether leaves are cast to another dtype before they are used, as autocast casts weights."""
+    casts = (node for node in _nodes_below(root) if node.name() == "ToCopyBackward0")
+    return any(hasattr(below, "variable") for node in casts for below, _ in node.next_functions)
+
+
+def _nodes_below(root: Tensor) -> Iterator[Node]:
+    """Every node of a graph, once."""
+    seen: set[Node] = set()
+    nodes = [root.grad_fn]
     while nodes:
         node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(cast(Tensor, node.variable))
-        nodes.extend(after for after, _ in node.next_functions)
-    return found
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            nodes.extend(after for after, _ in node.next_functions)
