@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apo
+from apo.bases.base import NUMBER
 from apo.bases.torch_optimizer import TorchBase
 from apo.hypers import Tune
 from tests.cases import bits, randn
@@ -53,6 +54,7 @@ def test_of_torch_optimizers(cls: Any, options: dict[str, Any], without: dict[st
     opt, twin = cls(params, lr=0.03, **options), cls(twins, lr=0.03, **{**options, **without})
     reference = cls([nn.Parameter(p.detach().clone()) for p in params], lr=0.03, **options)
     base = TorchBase(opt, {"lr": Tune()}, {p: str(i) for i, p in enumerate(params)}, assume_linear=True, judged=judged)
+    opt.param_groups[0][NUMBER] = 0
     for step in range(8):
         grads = [randn(*p.shape, seed=10 * step + i) for i, p in enumerate(params)]
         followers = reference.param_groups[0]["params"]
@@ -82,6 +84,7 @@ def test_without_momentum_the_step_itself_is_judged(cls: Any) -> None:
     """Then nothing is swapped: the step that is taken is the step that is judged."""
     param = nn.Parameter(randn(3, seed=1))
     base = TorchBase(cls([param], lr=0.1), {"lr": Tune()}, {param: "p"}, assume_linear=True, judged="no-momentum")
+    base.optimizer.param_groups[0][NUMBER] = 0
     param.grad = randn(3, seed=2)
     taken = base.take([{"lr": 0.1}], "no-momentum")
     assert not taken.distinct
@@ -107,7 +110,11 @@ class Watch(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
-        self.seen: list[list[Tensor]] = []
+        self.log: list[list[list[Tensor]]] = [[]]  # a list of the module's own would be put back
+
+    @property
+    def seen(self) -> list[list[Tensor]]:
+        return self.log[0]
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen.append([p.detach().clone() for p in self.inner.parameters()])
