@@ -31,7 +31,7 @@ class Traces:
         for module in model.modules() if model not in self._flags else ():
             if module not in self._flags:
                 self._flags[module] = module.training
-                buffers = module.named_buffers(recurse=False, remove_duplicate=False)
+                buffers = module.named_buffers(recurse=False)
                 self._buffers += [(module, name, buffer, buffer.clone()) for name, buffer in buffers]
                 self._containers += [(container, container.copy()) for container in _containers(module)]
 
