@@ -168,7 +168,11 @@ class MetaStep:
     def _loss_at(self, scale: float) -> float:
         """L_B and the weight-space term at a scale of the step."""
         with self._step.at(scale):
-            return self._loss() + self._wsd * self._step.wsd(scale)
+            return self._loss() + self._weight_space(scale)
+
+    def _weight_space(self, scale: float) -> float:
+        """The weight-space term at a scale of the step."""
+        return self._wsd * self._step.wsd(scale) if self._wsd else 0.0
 
     def _start(self) -> float:
         """L_B(θ), evaluated if it is not known."""
@@ -215,7 +219,7 @@ class MetaStep:
                 gradient[name] = gradient.get(name, 0.0) + self._wsd * step.scale * delta
         start, end = step.pullback(step.gradient), step.pullback(gradient)
         loss = step.linear_change() if linear else found.loss
-        verdict = Verdict(loss, found.fsd, self._wsd * step.wsd(step.scale), start, end)
+        verdict = Verdict(loss, found.fsd, self._weight_space(step.scale), start, end)
         matters = isinstance(self._tuning.meta, Newton) or any(ratio != 1.0 for ratio in self._ratios)
         if matters and not linear:
             self._correct_start(verdict)

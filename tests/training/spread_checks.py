@@ -110,7 +110,8 @@ def kfac(process: Process) -> Any:
         model, batches = mlp(process, 4)
         wrapped = copies(model) if process.world > 1 else model
         rule = apo.kfac(wrapped, lr=0.1, damping=0.1, fisher=kind)
-        opt = apo.APO(wrapped, rule, loss, tune={"lr": "global", "damping": "global"}, meta=apo.Newton(every=1))
+        meta = apo.Gradient(torch.optim.SGD, lr=0.01, every=1)
+        opt = apo.APO(wrapped, rule, loss, tune={"lr": "global", "damping": "global"}, meta=meta)
         hypers = loop(wrapped, opt, batches)
         found[kind] = hypers, [p.detach().clone() for p in model.parameters()]
     return found

@@ -48,7 +48,7 @@ def alone() -> dict[str, Any]:
     return {case.name: train(case) for case in CASES}
 
 
-def close(one: list[dict[str, float]], other: list[dict[str, float]], rel: float = 1e-9) -> bool:
+def close(one: list[dict[str, float]], other: list[dict[str, float]], rel: float = 1e-6) -> bool:
     """Whether rows of numbers agree."""
     pairs = zip(one, other, strict=True)
     return all(a.keys() == b.keys() and a == pytest.approx(b, rel, 1e-12, nan_ok=True) for a, b in pairs)
@@ -64,7 +64,13 @@ def test_as_one_process_on_the_joint_batch(kind: str, found: Found, alone: dict[
     assert close(ranks[0]["hypers"], one["hypers"])
     assert close(ranks[0]["record"], one["record"])
     for name, weight in one["weights"].items():
-        torch.testing.assert_close(ranks[0]["weights"][name], weight, rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(ranks[0]["weights"][name], weight, rtol=1e-6, atol=1e-7)
+
+
+def test_data_parallel_on_one_device(alone: dict[str, Any]) -> None:
+    """`torch.nn.DataParallel` is looked into; there is nothing to share."""
+    wrapped = train(CASES[1], torch.nn.DataParallel)
+    assert wrapped["hypers"] == alone[CASES[1].name]["hypers"]
 
 
 def test_the_cases_are_cases(alone: dict[str, Any]) -> None:
@@ -94,8 +100,10 @@ def test_a_handful_of_numbers_is_sent(kind: str, found: Found) -> None:
                 assert max(size for _, size in own) <= max(80, 8 * 2 * coordinates)
             if kind.startswith("ddp"):
                 assert len(own) == len(stepped) and sum(size for _, size in trained) > 10_000
-            elif kind == "fsdp spike" and number % every == 0 and not evaluations:
-                assert [sent for sent in stepped if sent not in own] == trained
+            if kind.endswith("spike") and evaluations == 1.0:
+                assert (len(own), sum(size for _, size in own)) == ((9, 152) if kind.startswith("ddp") else (6, 112))
+                if kind.startswith("fsdp"):  # a forward and backward, and a forward
+                    assert [sent for sent in stepped if sent not in own] == trained + trained[:3]
 
 
 def test_kinds_of_ddp(found: Found) -> None:
@@ -175,7 +183,7 @@ def test_checkpoints(case: Any, found: Found) -> None:
     alone_hypers, alone_weights = loaded(lambda model: model, ALONE, rank["folder"] + "/" + case.name, case)
     assert close(hypers, alone_hypers)
     for name, weight in alone_weights.items():
-        torch.testing.assert_close(weights[name], weight, rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(weights[name], weight, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(
