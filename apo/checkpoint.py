@@ -24,6 +24,7 @@ BLANK = {FORMAT_KEY: FORMAT, NUMBERS_KEY: ""}
 State = dict[str, Any]
 Numbers = Mapping[str, float]
 Number = TypeVar("Number", int, float)
+Fields = TypeVar("Fields")
 
 
 @dataclass
@@ -45,14 +46,15 @@ class Counts:
     frozen: int = 0
 
 
-def restore(fields: object, numbers: Numbers, prefix: str = "") -> None:
-    """Set a dataclass of numbers to those of a checkpoint; one without any, a bare optimizer's, leaves it as it is.
+def restored(fields: Fields, numbers: Numbers, prefix: str = "") -> Fields:
+    """A fresh dataclass, set to the numbers of a checkpoint; one without any, a bare optimizer's, leaves it as it is.
 
     Raises:
         ValueError: If a number is missing, or of the wrong kind.
     """
     for name, value in vars(fields).items():
         setattr(fields, name, number(numbers, prefix + name, value))
+    return fields
 
 
 def number(numbers: Numbers, name: str, default: Number) -> Number:

@@ -52,7 +52,8 @@ class Forward:
 class Recorder:
     """Two forward hooks that note the conditions of training forwards while it is armed, and their backwards.
 
-    A copy of the model carries copies of the hooks: these are not armed and note nothing.
+    A copy of the model carries copies of the hooks: these note nothing, and at its first forward they remove themselves
+    unless an optimizer that has been copied along has made them its own.
     """
 
     evaluations: ClassVar[list[Traces]] = []
@@ -62,13 +63,25 @@ class Recorder:
     def __init__(self) -> None:
         """Start idle, for the CPU."""
         self.devices = {torch.device("cpu")}
-        self.armed, self._depth = False, 0
+        self.armed, self._depth, self.owned = False, 0, True
         self.seen: list[Forward] = []
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def watch(self, model: nn.Module) -> None:
+        """Hook a model's forwards."""
+        self._hooks = [model.register_forward_pre_hook(self.before), model.register_forward_hook(self.after)]
+
+    def stop(self) -> None:
+        """Leave nothing on the model."""
+        for hook in self._hooks:
+            hook.remove()
 
     def before(self, module: nn.Module, args: Any) -> None:
         """Note the conditions of a forward that records a graph; let the evaluations it is part of keep the module."""
         for traces in Recorder.evaluations:
             traces.keep(module)
+        if not (self.owned or torch.compiler.is_compiling()):
+            self.stop()
         if self._noting:
             self._starting()
             if len(self.seen) < MOST:
@@ -90,8 +103,9 @@ class Recorder:
         return self.armed and torch.is_grad_enabled() and self._depth == len(Recorder.evaluations)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy starts idle."""
-        return {"devices": self.devices, "armed": False, "_depth": 0, "seen": []}
+        """A copy starts idle, and is no one's."""
+        idle = {"armed": False, "_depth": 0, "owned": False, "seen": []}
+        return {"devices": self.devices, "_hooks": self._hooks, **idle}
 
     def arm(self, due: bool, devices: Iterable[torch.device], starting: Callable[[], None]) -> None:
         """Forget what was seen; note the forwards to come, if their batches are due.

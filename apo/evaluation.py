@@ -75,11 +75,14 @@ class Evaluation:
         self.loss, self.forward, self.target, self.evaluate = loss, forward, target, evaluate
         self._checked, self.rounding = False, ROUNDING
         self.recorder = Recorder()
-        for hook in (
-            model.register_forward_pre_hook(self.recorder.before),
-            model.register_forward_hook(self.recorder.after),
-        ):
-            weakref.finalize(self, hook.remove).atexit = False
+        self.recorder.watch(model)
+        weakref.finalize(self, self.recorder.stop).atexit = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy owns the copied hooks on the copied model."""
+        vars(self).update(state)
+        self.recorder.owned = True
+        weakref.finalize(self, self.recorder.stop).atexit = False
 
     def value(self, feeds: Sequence[Fed]) -> float:
         """The weighted mean loss over batches at the live weights; a loss may take gradients of its own."""

@@ -43,15 +43,23 @@ class Feeding:
             if forward is None or forward in made or not made
         ]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the model has no gradients, so the batches whose gradients have been made stay behind."""
+        return {**vars(self), "fed": self._not_made()}
+
     def forget(self) -> None:
         """Forget the batches and the forwards whose gradients have been made, and now are discarded."""
+        self.fed = self._not_made()
+        self._recorder.keep([forward for forward in self._recorder.seen if forward.made is not True])
+
+    def _not_made(self) -> list[tuple[Any, float]]:
+        """The batches whose gradients have not been made."""
         seen = self._recorder.seen
         gone = [forward.made is True for forward in seen]
         if len(self.fed) != len(seen):  # not every forward has been fed, or not yet: feeds are those of the first
             gone = [True] * sum(gone)
         rest = [False] * (len(self.fed) - len(gone))
-        self.fed = [fed for fed, discarded in zip(self.fed, gone + rest, strict=False) if not discarded]
-        self._recorder.keep([forward for forward in seen if forward.made is not True])
+        return [fed for fed, discarded in zip(self.fed, gone + rest, strict=False) if not discarded]
 
     def others(self, other: Any = None) -> Sequence[Fed]:
         """B': the given batch, or what was kept of the call before."""

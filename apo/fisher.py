@@ -50,16 +50,8 @@ class Collector:
         self.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is idle, and has seen nothing."""
-        blank = {
-            "_hooks": [],
-            "_on": False,
-            "examples": 0,
-            "float16": False,
-            "_rows": {},
-            "_inputs": {},
-            "_outputs": {},
-        }
+        """A copy is idle, and has seen nothing; the copied hooks remove themselves when they are called."""
+        blank = {"_on": False, "examples": 0, "float16": False, "_rows": {}, "_inputs": {}, "_outputs": {}}
         return {**vars(self), **blank}
 
     def start(self, model: nn.Module) -> None:
@@ -119,6 +111,8 @@ class Collector:
 
     def _count(self, round_: int, module: nn.Module, args: Any, outputs: Any) -> None:
         """Wait for the gradient at the outputs of the whole model, to count their examples."""
+        if not self._on:
+            self.stop()
         outputs = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
         if self._heeds(round_) and isinstance(outputs, Tensor) and outputs.ndim and outputs.requires_grad:
             outputs.register_hook(partial(self._add_examples, round_))  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@ takes the gradients of the training backward itself, so its layers are watched f
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from apo.bases.base import Base
 from apo.bases.rule import RuleBase
@@ -45,8 +46,12 @@ class Observing:
         self._undo: list[Callable[[], None]] = []
         for _, fisher, _ in self._watched:
             check_layers(evaluation.model, fisher.layers)
-        for _, _, collector in self._watched:
-            weakref.finalize(self, collector.stop).atexit = False
+        self._finally()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy owns the copied hooks on the copied model."""
+        vars(self).update(state)
+        self._finally()
 
     def due(self, steps: int) -> bool:
         """Whether the step after a number of steps is preceded by an observation."""
@@ -106,6 +111,11 @@ class Observing:
         found = {name: found[name] for name, share in zip(fisher.layers, used, strict=True) if share == 1.0}
         processes.average([factor for factors in found.values() for factor in factors])
         return found
+
+    def _finally(self) -> None:
+        """Leave nothing on the model when this is gone."""
+        for _, _, collector in self._watched:
+            weakref.finalize(self, collector.stop).atexit = False
 
     def _due(self, steps: int) -> list[tuple[RuleBase, Fisher, Collector]]:
         """The bases to be observed before the step after so many: often at first, when the curvature changes most."""

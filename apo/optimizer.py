@@ -208,8 +208,7 @@ class APO(Combined):
         kept = [{name: value for name, value in group.items() if name != "params"} for group in self.param_groups]
         with self._loading(state_dict, self._tuning) as given:
             plain, numbers = checkpoint.unpack(given)
-            self._counts = checkpoint.Counts()
-            checkpoint.restore(self._counts, numbers)
+            self._counts = checkpoint.restored(checkpoint.Counts(), numbers)
             self._load(plain)
             for group, options in zip(self.param_groups, kept if keep_hypers else (), strict=keep_hypers):
                 group.update(options)

@@ -42,10 +42,14 @@ def start_of(group: Mapping[str, Any], hyper: str) -> float:
     """A group's own number, at offset 0: for a learning rate, the unit of its schedule.
 
     That is where the schedule started, or the peak that OneCycleLR rises to and leaves in the group.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is negative or not finite.
     """
     if hyper != "lr":
-        return float(group[hyper])
-    return float(group.get("max_lr") or group.get("initial_lr") or group.get(START) or group["lr"])
+        return real(hyper, group[hyper])
+    return real("lr", group.get("max_lr") or group.get("initial_lr") or group.get(START) or group["lr"])
 
 
 def rate_of(group: Mapping[str, Any]) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from apo.bases.base import NUMBER, Base, Slopes, Values
 from apo.bases.build import check_tunable
-from apo.checkpoint import number, restore
+from apo.checkpoint import number, restored
 from apo.checks import real
 from apo.domains import shift
 from apo.gradient import Gradient, GradientState
@@ -71,7 +71,7 @@ class Tuning:
             self._at.setdefault(place.coordinate, []).append(place)
         for group in self._groups():
             if "lr" in group:
-                group.setdefault(START, float(group["lr"]))
+                group.setdefault(START, real("lr", group["lr"]))
         self.offsets = {coordinate: self.offsets.get(coordinate, 0.0) for coordinate in self._at}
         for coordinate, offset in self.offsets.items():
             self._set(coordinate, offset, at_once=True)
@@ -226,10 +226,9 @@ class Tuning:
         Raises:
             ValueError: If a number is missing, or of the wrong kind.
         """
-        self.newton, self.watch = NewtonState(), LossWatch()
-        restore(self.watch, numbers, "watch/")
+        self.newton, self.watch = NewtonState(), restored(LossWatch(), numbers, "watch/")
         if offsets:
-            restore(self.newton, numbers, "newton/")
+            self.newton = restored(self.newton, numbers, "newton/")
             found = {coordinate: _offset(numbers, coordinate) for coordinate in self.offsets}
             self.offsets = dict.fromkeys(found, 0.0)
             for coordinate, offset in found.items():
@@ -288,4 +287,7 @@ def _offset(numbers: Mapping[str, Any], coordinate: Coordinate) -> float:
     label = f"offset/{coordinate.label}"
     names = [name for name in numbers if name.split("/")[:2] == ["offset", coordinate.hyper]]
     found = [number(numbers, name, 0.0) for name in ([label] if label in names else names)]
-    return sum(found) / len(found) if found else 0.0
+    offset = sum(found) / len(found) if found else 0.0
+    if abs(offset) >= FARTHEST:
+        raise ValueError(f"the checkpoint's {label}={offset!r} is not within (-{FARTHEST:g}, {FARTHEST:g})")
+    return offset

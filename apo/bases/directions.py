@@ -103,3 +103,12 @@ def momentum(group: Group) -> float:
     if "betas" in group:
         return float(group["betas"][0])
     return float(group.get("momentum", 0.0) or 0.0)
+
+
+def built_up(group: Group, first: float) -> float:
+    """How much longer a group's steps become than its first one, of which a gradient of 1 made ``first``.
+
+    v ← μv + (1 − τ)g tends to (1 − τ) / (1 − μ) times the gradient, with Nesterov's look ahead or without.
+    """
+    mu = momentum(group)
+    return (1.0 - float(group.get("dampening", 0.0))) / ((1.0 - mu) * first) if mu else 1.0

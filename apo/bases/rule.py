@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from apo.bases.base import Base, Slopes, Taken, Values
+from apo.bases.directions import built_up
 from apo.domains import derivative
 from apo.hypers import Coordinate
 from apo.proximal import lookahead, momentum_free
@@ -64,6 +65,13 @@ class RuleOptimizer(torch.optim.Optimizer):
                 f"the checkpoint's state of {name} is {', '.join(sorted(entry))}, that of this rule "
                 f"{', '.join(sorted(own)) or 'empty'}: it is of another rule, or of one with other options"
             )
+        for field, value in entry.items():
+            if not isinstance(value, Tensor) or value.shape != homes[field].shape:
+                was = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+                raise ValueError(
+                    f"the checkpoint's {field} of {name} is {was}, not of shape {tuple(homes[field].shape)}: "
+                    "are the parameters in the same order?"
+                )
         return {field: value.to(homes[field].device, copy=True) for field, value in entry.items()}
 
     def check_left_out(self, group: Mapping[str, Any]) -> None:
@@ -189,8 +197,17 @@ class RuleBase(Base):
         return restore
 
     def build_up(self) -> float:
-        """1 / (1 − μ) for a rule with a hyperparameter ``momentum``."""
-        return max(1.0 / (1.0 - float(group.get("momentum", 0.0))) for group in self.optimizer.param_groups)
+        """That of a rule with a hyperparameter ``momentum``, by the first step that it takes on a toy."""
+        groups = [group for group in self.optimizer.param_groups if group.get("momentum")]
+        return max([1.0, *(built_up(group, self._first(group)) for group in groups)])
+
+    def _first(self, group: dict[str, Any]) -> float:
+        """The length of the rule's first step, against that without momentum."""
+        rule, params, grads = self.optimizer.rule, {"": torch.zeros(1)}, {"": torch.ones(1)}
+        hypers = self._hypers({**group, "lr": 1.0}, {})
+        with torch.no_grad():
+            taken, free = (r.step(params, grads, rule.init(params), hypers)[0][""] for r in (rule, momentum_free(rule)))
+        return (taken / free).item()
 
     def _state(self) -> Callable[[], None]:
         """Note which tensors the state is; the returned function puts them back."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from apo.bases.base import Base, Slopes, Taken, Values
-from apo.bases.directions import BY_CLASS, UNCORRECTED, momentum
+from apo.bases.directions import BY_CLASS, UNCORRECTED, built_up, momentum
 from apo.bases.linearity import why_not_linear
 from apo.domains import POSITIVE
 from apo.hypers import Coordinate, Tune
@@ -92,9 +92,8 @@ class TorchBase(Base):
 
     def build_up(self) -> float:
         """The longest memory of the groups whose momentum is not corrected for its start."""
-        if not isinstance(self.optimizer, UNCORRECTED):
-            return 1.0
-        return max(1.0 / (1.0 - momentum(group)) for group in self.optimizer.param_groups)
+        groups = self.optimizer.param_groups if isinstance(self.optimizer, UNCORRECTED) else []
+        return max([1.0, *(built_up(group, 1.0 + momentum(group) * bool(group.get("nesterov"))) for group in groups)])
 
     def _step(self, values: Values, before: Params) -> None:
         moving = list(self.moving())
