@@ -174,6 +174,10 @@ class MetaStep:
         """The weight-space term at a scale of the step."""
         return self._wsd * self._step.wsd(scale) if self._wsd else 0.0
 
+    def _rounding(self) -> float:
+        """The relative error of a loss, the same in all processes."""
+        return self._processes.largest(self._evaluation.rounding)
+
     def _start(self) -> float:
         """L_B(θ), evaluated if it is not known."""
         if self._origin is None:
@@ -187,7 +191,7 @@ class MetaStep:
 
     def _search(self, slope: float) -> None:
         """Search the scale of the first step, allowing for schedules and for momentum that has not built up."""
-        scale = search(self._loss_at, self._start(), slope, self._evaluation.rounding)
+        scale = search(self._loss_at, self._start(), slope, self._rounding())
         build_up = max(base.build_up() for base in self._bases)
         self.scale = self._tuning.rescale(scale * (max(self._ratios) or 1.0) / build_up)
         self._searched = True
@@ -230,7 +234,7 @@ class MetaStep:
         change = verdict.objective - self._start()
         a, b = _along(verdict.start), _along(verdict.end)
         weights = max((torch.finfo(before.dtype).eps for before in self._step.before.values()), default=0.0)
-        if a and abs(change) > DIGITS * max(weights, self._evaluation.rounding) * abs(self._start()):
+        if a and abs(change) > DIGITS * max(weights, self._rounding()) * abs(self._start()):
             verdict.start = {where: slope * (2.0 * change - b) / a for where, slope in verdict.start.items()}
 
 

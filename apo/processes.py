@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from apo.layers import uncompiled
 from apo.trees import inner, is_sharded, local, total
 
 FAILED = "the evaluation failed in another process; its own message says why"
@@ -35,8 +36,9 @@ class Processes:
             params: The parameters, by name.
             group: The process group, if it is to be another one.
         """
-        if group is None and isinstance(model, nn.parallel.DistributedDataParallel):
-            group = model.process_group if model.process_group is not dist.group.WORLD else None
+        wrapper = uncompiled(model)
+        if group is None and isinstance(wrapper, nn.parallel.DistributedDataParallel):
+            group = wrapper.process_group if wrapper.process_group is not dist.group.WORLD else None
         self._params, self._group = params, group
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Processes":
@@ -69,7 +71,11 @@ class Processes:
 
     def any(self, here: bool) -> bool:
         """Whether something is so in any process."""
-        return self._reduced([float(here)], dist.ReduceOp.MAX)[0] > 0.0
+        return self.largest(float(here)) > 0.0
+
+    def largest(self, number: float) -> float:
+        """The largest of a number over all processes."""
+        return self._reduced([number], dist.ReduceOp.MAX)[0] if self._groups() else number
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their means over all processes: what a rule that measures curvature sends."""
