@@ -165,9 +165,7 @@ class Evaluation:
             seed: Of the random numbers that they draw. The generators are put back afterwards, so without it a training
                 that draws none itself would draw the same at every step.
         """
-        # Compiled code passes over hooks that come and go.
-        eager = torch.compiler.set_stance("force_eager")
-        with self.undisturbed(), eager, watching(uncompiled(self.model)), aside(self._own()), torch.enable_grad():
+        with self.undisturbed(), watching(uncompiled(self.model)), aside(self._own()), torch.enable_grad():
             with under(fed.conditions or self.recorder.now()):
                 outputs = logits(self._outputs(fed.batch))
             seed_rng(self.recorder.devices, seed)

@@ -28,7 +28,7 @@ from apo.checks import function, instance
 from apo.conditions import Recorder
 from apo.discrepancies import Loss
 from apo.graphs import aside, leaves_below
-from apo.layers import check_layers, input_rows, output_rows, unwrapped
+from apo.layers import check_layers, input_rows, output_rows, uncompiled, unwrapped
 from apo.types import Factors, Fisher, Layer, Rule, Statistics
 
 
@@ -173,7 +173,7 @@ def fisher_factors(
     function(loss=loss)
     if rule.fisher is None:
         raise ValueError("the rule has no use for a Fisher information: its fisher is None")
-    model = unwrapped(model)
+    model = uncompiled(unwrapped(model))
     check_layers(model, rule.fisher.layers)
     collector = Collector(rule.fisher)
     with collector.watching(model), torch.enable_grad():

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from apo.checks import choice, function, instance, real, whole
 from apo.domains import DAMPING, POSITIVE, hyper
-from apo.layers import layers_of, unwrapped, without_factors
+from apo.layers import layers_of, uncompiled, unwrapped, without_factors
 from apo.lifting import collect, slices
 from apo.trees import compute_dtype, scalar
 from apo.types import Fisher, Layer, Params, Rule, Statistics
@@ -185,7 +185,7 @@ def kfac(
     hypers = KFACHypers(
         lr=hyper("lr", lr), damping=hyper("damping", damping), weight_decay=hyper("weight_decay", weight_decay)
     )
-    model = unwrapped(model)
+    model = uncompiled(unwrapped(model))
     layers = layers_of(model)
     others = without_factors(model, layers)
     if not any(weight.requires_grad for name, weight in model.named_parameters() if name in layers):
