@@ -85,17 +85,19 @@ class Training(RuleBasedStateMachine):
     def zero_grad(self, none: bool) -> None:
         self.opt.zero_grad(none)
 
-    @rule(fed=st.booleans(), zeroed=st.booleans())
-    def step(self, fed: bool, zeroed: bool) -> None:
+    @rule(how=st.sampled_from(["feed", "batch", "not"]), zeroed=st.booleans())
+    def step(self, how: str, zeroed: bool) -> None:
         """`due` tells whether a batch is used: where it is false, a broken evaluation is never reached."""
         if zeroed:
             self.opt.zero_grad()
         x, y = self.batch()
         F.cross_entropy(self.model(x), y).backward()
         due, rows = self.opt.due, len(self.opt.record)
+        if how == "feed":
+            self.opt.feed((x, y))
         self.broken = not due
         try:
-            self.opt.step(batch=(x, y) if fed else None)
+            self.opt.step(batch=(x, y) if how == "batch" else None)
         finally:
             self.broken = False
         if not due:
@@ -105,7 +107,7 @@ class Training(RuleBasedStateMachine):
     @rule()
     def whole_rounds(self) -> None:
         for _ in range(4):
-            self.step(True, True)
+            self.step("feed", True)
 
     @precondition(lambda self: self.opt.due)
     @rule()
@@ -205,7 +207,7 @@ class Training(RuleBasedStateMachine):
 
 TestTraining = Training.TestCase
 TestTraining.settings = settings(
-    max_examples=25, stateful_step_count=15, deadline=None, derandomize=True,
+    max_examples=15, stateful_step_count=15, deadline=None, derandomize=True,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 TestTraining = pytest.mark.filterwarnings("ignore::UserWarning")(TestTraining)
