@@ -199,7 +199,6 @@ class Training(RuleBasedStateMachine):
         assert [group["lr"] for group in self.opt.param_groups] == self.rates
         assert all(type(group["lr_factor"]) is float for group in self.opt.param_groups)
         assert all(math.isfinite(group["effective_lr"]) for group in self.opt.param_groups)
-        assert len(self.opt._feeding.fed) == 0 or self.opt.due
         assert all(p.requires_grad for p in self.model.parameters())
         assert self.model.training
         assert not type(self.opt._evaluation.recorder).evaluations
