@@ -1,4 +1,4 @@
-"""The command line: `python -m baselines train ...` and `python -m baselines demo ...`."""
+"""The command line: `python -m baselines train ...`, `demo ...` and `short-horizon ...`."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(",") if part)
 
 
-def _fractions(text: str) -> tuple[float, ...]:
+def _reals(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(",") if part)
 
 
@@ -25,7 +25,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 _whole_numbers.__name__ = "comma-separated list of whole numbers"  # argparse names the type in its messages
-_fractions.__name__ = "comma-separated list of fractions"
+_reals.__name__ = "comma-separated list of numbers"
 
 
 def _add_train(commands: Any) -> None:
@@ -56,7 +56,7 @@ def _add_train(commands: Any) -> None:
     option(method, "--damping", "of --optimizer kfac: damping (default: that of apo.kfac)", type=float)
     option(method, "--rule", "use apo's own update rule where torch.optim has the optimizer too", action="store_true")
     option(method, "--decay-factor", "of --method step: the factor at each decay", type=float, metavar="FACTOR")
-    option(method, "--decay-at", "of --method step: where, in fractions of the run", type=_fractions, metavar="LIST")
+    option(method, "--decay-at", "of --method step: where, in fractions of the run", type=_reals, metavar="LIST")
     tune = "of --method apo: what is tuned; anything but lr needs --rule, or an optimizer not in torch.optim"
     option(method, "--tune", tune, type=_names, action="extend", metavar="LIST")
     option(method, "--meta", "of --method apo: how it is moved", choices=META)
@@ -93,12 +93,33 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument("--out", type=Path, metavar="DIR", help="where demo.png goes (default: runs/demo-<data>)")
 
 
+def _add_short_horizon(commands: Any) -> None:
+    horizon = commands.add_parser(
+        "short-horizon",
+        help="the noisy quadratic: the paper's Table 2, and what comes of short horizons",
+        description="Compute the best schedules on the noisy quadratic in exact expectation, and what comes of looking "
+        "only so many steps ahead; write results.json, pictures and a report.",
+        argument_default=argparse.SUPPRESS,
+    )
+    horizon.add_argument("--steps", type=int, metavar="N", help="steps of training for Table 2 (default: 300)")
+    horizon.add_argument("--sweep-steps", type=int, metavar="N", help="steps for the horizons (default: 1000)")
+    horizon.add_argument("--horizons", type=_whole_numbers, metavar="LIST", help="default: 1,10,100,300,1000")
+    horizon.add_argument("--dimension", type=int, metavar="N", help="of the problem (default: 1000)")
+    condition = "condition numbers, the first for Table 2 too (default: 100,1000)"
+    horizon.add_argument("--conditions", type=_reals, metavar="LIST", help=condition)
+    horizon.add_argument("--noises", type=_reals, metavar="LIST", help="noise levels, likewise (default: 1,0.01)")
+    horizon.add_argument("--runs", type=int, metavar="N", help="sampled runs beside each cell (default: 100)")
+    horizon.add_argument("--workers", type=int, metavar="N", help="processes (default: 2)")
+    horizon.add_argument("--out", type=Path, metavar="DIR", help="default: runs/short-horizon")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(prog="python -m baselines", description="Comparators and training tasks of apo.")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_train(commands)
     _add_demo(commands)
+    _add_short_horizon(commands)
     return parser
 
 
@@ -121,6 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from baselines.demo import demo
 
             return demo(console, **options)
+        if command == "short-horizon":
+            from baselines.short_horizon import short_horizon
+
+            return short_horizon(console, **options)
         from baselines.train import train
 
         own = {name: options.pop(name) for name in ("out", "resume", "overwrite") if name in options}
