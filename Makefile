@@ -31,9 +31,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## Tune three far-off learning rates; DATA=digits or fashion-mnist
 	$(BIN)/python -m baselines demo --data $(DATA)
 
-# One thread per process: the tests' tensors are small, and threads only get in each other's way.
+# One process a core, one thread a process: the tests' tensors are small, and threads only get in each other's way. A file
+# stays in one process, as its tests share what is costly to make.
 test: $(READY)  ## Run the tests; PYTEST_ARGS='-k rules -x' narrows them
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: $(READY)  ## Check the code with ruff, and its format
 	$(BIN)/ruff check
