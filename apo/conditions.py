@@ -2,19 +2,12 @@
 
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-
-from apo.batches import tensors
-from apo.traces import Traces
-
-MOST = 256
-"""No more forwards than this are noted between two steps."""
+from torch import Tensor
 
 
 class Conditions(NamedTuple):
@@ -30,111 +23,14 @@ class Conditions(NamedTuple):
         return (True, torch.float16) in self.autocast.values()
 
 
-@dataclass(eq=False)
-class Forward:
-    """A training forward.
-
-    Attributes:
-        conditions: Under which it ran.
-        made: Whether a backward has reached its outputs, so that its gradient is made; None where that cannot be told.
-        hooks: Those that wait for the backward.
-    """
-
-    conditions: Conditions
-    made: bool | None = False
-    hooks: Sequence[torch.utils.hooks.RemovableHandle] = ()
-
-    def make(self, gradient: Tensor) -> None:
-        """Take note of the backward."""
-        self.made = True
-
-
-class Recorder:
-    """Two forward hooks that note the conditions of training forwards while it is armed, and their backwards.
-
-    A copy of the model carries copies of the hooks: these note nothing, and at its first forward they remove themselves
-    unless an optimizer that has been copied along has made them its own.
-    """
-
-    evaluations: ClassVar[list[Traces]] = []
-    """What is kept by the evaluations under way, the outermost first: what they run is no training forward, unless it
-    is that of an inner loop."""
-
-    def __init__(self) -> None:
-        """Start idle, for the CPU."""
-        self.devices = {torch.device("cpu")}
-        self.armed, self._depth, self.owned = False, 0, True
-        self.seen: list[Forward] = []
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-
-    def watch(self, model: nn.Module) -> None:
-        """Hook a model's forwards."""
-        self._hooks = [model.register_forward_pre_hook(self.before), model.register_forward_hook(self.after)]
-
-    def stop(self) -> None:
-        """Leave nothing on the model."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def before(self, module: nn.Module, args: Any) -> None:
-        """Note the conditions of a forward that records a graph; let the evaluations it is part of keep the module."""
-        for traces in Recorder.evaluations:
-            traces.keep(module)
-        if not (self.owned or torch.compiler.is_compiling()):
-            self.stop()
-        if self._noting:
-            self._starting()
-            if len(self.seen) < MOST:
-                self.seen.append(Forward(self.now()))
-
-    def after(self, module: nn.Module, args: Any, outputs: Any) -> None:
-        """Wait for the backward of a forward that has been noted."""
-        if self._noting and self.seen and self.seen[-1].made is False:
-            found = [] if torch.compiler.is_compiling() else list(tensors(outputs))
-            waiting = [x for x in found if x.requires_grad]
-            if found and not waiting:  # of parameters that are toggled off, say: no gradient can come of it
-                self.seen.pop()
-                return
-            self.seen[-1].hooks = [x.register_hook(self.seen[-1].make) for x in waiting]  # type: ignore[no-untyped-call]
-            self.seen[-1].made = False if waiting else None
-
-    @property
-    def _noting(self) -> bool:
-        return self.armed and torch.is_grad_enabled() and self._depth == len(Recorder.evaluations)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy starts idle, and is no one's."""
-        idle = {"armed": False, "_depth": 0, "owned": False, "seen": []}
-        return {"devices": self.devices, "_hooks": self._hooks, **idle}
-
-    def arm(self, due: bool, devices: Iterable[torch.device], starting: Callable[[], None]) -> None:
-        """Forget what was seen; note the forwards to come, if their batches are due.
-
-        Args:
-            due: Whether they are.
-            devices: Those whose random numbers are noted, beside the CPU.
-            starting: Called before a forward is noted.
-        """
-        self.armed, self._depth, self._starting = due, len(Recorder.evaluations), starting
-        self.keep([])
-        if due:
-            self.devices = {torch.device("cpu"), *devices}
-
-    def keep(self, forwards: list[Forward]) -> None:
-        """Forget all but some of the forwards."""
-        for forward in self.seen:
-            for hook in forward.hooks if forward not in forwards else ():
-                hook.remove()
-        self.seen = forwards
-
-    def now(self) -> Conditions:
-        """The conditions at this moment."""
-        types = {device.type for device in self.devices}
-        return Conditions(
-            {device: _rng(device).get_rng_state(*_at(device)) for device in self.devices},
-            {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types},
-            (random.getstate(), numpy.get_state() if (numpy := _numpy()) else None),
-        )
+def now(devices: Collection[torch.device]) -> Conditions:
+    """The conditions at this moment, on some devices."""
+    types = {device.type for device in devices}
+    return Conditions(
+        {device: _rng(device).get_rng_state(*_at(device)) for device in devices},
+        {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types},
+        (random.getstate(), numpy.get_state() if (numpy := _numpy()) else None),
+    )
 
 
 @contextmanager

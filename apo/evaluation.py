@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from apo.batches import describe, logits
-from apo.conditions import Conditions, Recorder, restore_rng, seed_rng, under
+from apo.conditions import Conditions, now, restore_rng, seed_rng, under
 from apo.discrepancies import Loss, check_vanishes
 from apo.graphs import aside, casts_leaves, leaves_below
 from apo.layers import uncompiled
-from apo.processes import Processes, reshard
+from apo.processes import Processes
 from apo.proximal import Proximal
+from apo.recorder import Recorder
+from apo.shards import local, reshard
 from apo.traces import Traces, weights_stay
-from apo.trees import dense, local
+from apo.trees import dense
 from apo.types import Params
 
 Evaluate = Callable[[nn.Module, Any], tuple[Any, Any]]
@@ -101,7 +103,7 @@ class Evaluation:
         taken = []
         with self.processes.together(), self.undisturbed(), torch.no_grad():
             for fed in feeds:
-                conditions = fed.conditions or self.recorder.now()
+                conditions = self._conditions(fed)
                 with under(conditions):
                     taken.append((logits(self._outputs(fed.batch)).clone(), conditions))
             if taken and callable(objective.discrepancy) and not self._checked and bool(taken[0][0].isfinite().all()):
@@ -139,7 +141,8 @@ class Evaluation:
             for fed, (before, conditions) in zip(other, old, strict=True):
                 with under(conditions):
                     after = logits(self._outputs(fed.batch))
-                    apart = objective.distance(after, before, self.loss, self._targets(fed.batch, objective))
+                    targets = self._target(fed.batch) if objective.needs_targets else None
+                    apart = objective.distance(after, before, self.loss, targets)
                 part = fsd * fed.weight / sum(f.weight for f in other) * apart
                 distance += self._backward(part, scale)
             found = {name: param.grad for name, param in self.params.items() if param.grad is not None}
@@ -166,11 +169,10 @@ class Evaluation:
                 that draws none itself would draw the same at every step.
         """
         with self.undisturbed(), watching(uncompiled(self.model)), aside(self._own()), torch.enable_grad():
-            with under(fed.conditions or self.recorder.now()):
+            with under(self._conditions(fed)):
                 outputs = logits(self._outputs(fed.batch))
             seed_rng(self.recorder.devices, seed)
-            own = set(self._own())
-            with aside(leaf for leaf in leaves_below(outputs) if leaf not in own):
+            with aside(leaves_below(outputs)):
                 for cotangent in cotangents(outputs):
                     torch.autograd.backward(outputs, cotangent, retain_graph=True)
 
@@ -178,7 +180,7 @@ class Evaluation:
     def undisturbed(self) -> Iterator[None]:
         """Put back what models and random number generators were at the end, also after an error."""
         reshard(self.model)
-        now, traces = self.recorder.now(), Traces()
+        before, traces = now(self.recorder.devices), Traces()
         traces.keep(self.model)
         Recorder.evaluations.append(traces)
         try:
@@ -188,7 +190,7 @@ class Evaluation:
             reshard(self.model)
             Recorder.evaluations.remove(traces)
             traces.put_back()
-            restore_rng(now)
+            restore_rng(before)
 
     def _backward(self, part: Tensor, scale: float) -> float:
         """Add the gradient of a part of Q to the model's parameters, and to nothing else."""
@@ -203,9 +205,13 @@ class Evaluation:
         """The parameters of the model, and those of the optimizer that are not in it."""
         return list({**dict(self.model.named_parameters()), **self.params}.values())
 
+    def _conditions(self, fed: Fed) -> Conditions:
+        """Those of the forward of a batch, or those of this moment."""
+        return fed.conditions or now(self.recorder.devices)
+
     def _run(self, fed: Fed) -> tuple[Tensor, Any]:
         """Loss and outputs on one batch, under the conditions of its forward."""
-        with under(fed.conditions or self.recorder.now()):
+        with under(self._conditions(fed)):
             if self.evaluate is not None:
                 loss, outputs = self._evaluated(fed.batch)
             else:
@@ -226,7 +232,7 @@ class Evaluation:
 
     def _autocast_rounding(self, fed: Fed, loss: Tensor) -> float:
         """The relative error of a loss of float32 that was computed under autocast, of the forward's own included."""
-        autocast = (fed.conditions or self.recorder.now()).autocast.values()
+        autocast = self._conditions(fed).autocast.values()
         dtypes = [dtype for enabled, dtype in autocast if enabled]
         if not dtypes and casts_leaves(loss):
             dtypes = [torch.bfloat16]
@@ -252,6 +258,3 @@ class Evaluation:
             return batch[1]
         size = f" of {len(batch)}" if isinstance(batch, Sequence) else ""
         raise TypeError(f"no targets in {describe(batch)}{size}: pass target=, a function from a batch to its targets")
-
-    def _targets(self, batch: Any, objective: Proximal) -> Any:
-        return self._target(batch) if objective.needs_targets else None

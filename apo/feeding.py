@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from apo.batches import detached
-from apo.conditions import Forward, Recorder
 from apo.evaluation import Fed
+from apo.recorder import Forward, Recorder
 
 
 class Feeding:

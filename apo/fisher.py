@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from apo.batches import logits
 from apo.checks import function, instance
-from apo.conditions import Recorder
 from apo.discrepancies import Loss
 from apo.graphs import aside, leaves_below
 from apo.layers import check_layers, input_rows, output_rows, uncompiled, unwrapped
+from apo.recorder import Recorder
 from apo.types import Factors, Fisher, Layer, Rule, Statistics
 
 

@@ -7,7 +7,6 @@ either copies (`DistributedDataParallel`) or shards (`fully_shard`); a parameter
 
 import copy
 import math
-import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from apo.layers import uncompiled
-from apo.trees import inner, is_sharded, local, total
+from apo.shards import is_sharded, local
+from apo.trees import inner, total
 
 FAILED = "the evaluation failed in another process; its own message says why"
 SAME = 1e-3
@@ -156,42 +156,3 @@ _ADVICE = {
     "this process trains alone, pass process_group=torch.distributed.new_group([torch.distributed.get_rank()], "
     "use_local_synchronization=True)",
 }
-
-
-def reshard(model: nn.Module) -> None:
-    """Free whole weights that ``fully_shard`` keeps after a forward, as they may be those of another step."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    for module in model.modules() if fsdp is not None else ():
-        if isinstance(module, fsdp.FSDPModule):  # type: ignore[union-attr]
-            module.reshard()
-
-
-def check_parallel(model: nn.Module, params: Mapping[str, Tensor]) -> None:
-    """Raise if the weights are spread over processes in a way that has not been seen to work.
-
-    Args:
-        model: The module.
-        params: The optimizer's parameters, by name.
-
-    Raises:
-        ValueError: If they are. ``fully_shard`` over all processes works, and with copies of the shards (HSDP).
-    """
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    modules = list(model.modules()) if fsdp is not None else []
-    if any(isinstance(module, fsdp.FullyShardedDataParallel) for module in modules):  # type: ignore[union-attr]
-        raise ValueError("FullyShardedDataParallel flattens the parameters: use torch.distributed.fsdp.fully_shard")
-    spread = {name: cast(Any, param) for name, param in params.items() if is_sharded(param)}
-    if not spread:
-        return
-    name, first = next(iter(spread.items()))
-    if not any(isinstance(module, fsdp.FSDPModule) for module in modules):  # type: ignore[union-attr]
-        raise ValueError(f"{name} is a DTensor, but the model is not fully_shard'ed: tensor parallelism is untested")
-    for name in params:
-        if name not in spread:
-            raise ValueError(f"{name} is not sharded, but others are: give fully_shard the whole model")
-        kinds = [p.is_shard() for p in spread[name].placements]
-        if kinds not in ([True], [False, True]) or spread[name].device_mesh != first.device_mesh:
-            raise ValueError(
-                f"{name} is spread as {spread[name].placements}: only fully_shard on one mesh, with or without "
-                "copies of the shards, is tested; not tensor parallelism"
-            )

@@ -1,15 +1,15 @@
 """One step of all base optimizers as one displacement: the live weights go along it and come back exactly."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from apo.bases.base import Base, Slopes, Values
 from apo.processes import Processes
-from apo.trees import half_square, inner, local, total
+from apo.shards import local
+from apo.trees import half_square, inner, total
 from apo.types import Judged, Params
 
 Result = TypeVar("Result")
@@ -72,7 +72,9 @@ class Step:
                     param.copy_(self.before[name] + scale * self.delta[name])
             yield
         finally:
-            self._write(kept)
+            with torch.no_grad():
+                for name, param in self._live.items():
+                    param.copy_(kept[name])
 
     def rescale(self, factor: float) -> None:
         """Make the step that stays longer or shorter: θ + factor·(θ' − θ)."""
@@ -81,11 +83,6 @@ class Step:
             with torch.no_grad():
                 for name, param in self._live.items():
                     param.copy_(self.before[name] + factor * (param - self.before[name]))
-
-    def _write(self, weights: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, param in self._live.items():
-                param.copy_(weights[name])
 
 
 def step_all(bases: Sequence[Base], values: Values) -> None:

@@ -1,7 +1,6 @@
 """Small algebra on tensors by name: the leaves of a state, inner products, norms."""
 
 from collections.abc import Iterable
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -61,26 +60,3 @@ def half_square(delta: Params) -> Tensor:
 def detached(state: S) -> S:
     """A state without its graph."""
     return rebuild(state, [tensor.detach() for tensor in leaves(state)])
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is spread over processes: a DTensor, known by what it has, as its class is slow to import."""
-    return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that is in this process, sharing its memory; the tensor itself where it is not spread."""
-    return cast(Any, tensor.detach()).to_local() if is_sharded(tensor) else tensor
-
-
-def spread_like(param: Tensor, part: Tensor) -> Tensor:
-    """The tensor spread as a parameter of which a part is here; the part itself if it is 0-d, or nothing is spread."""
-    if not is_sharded(param) or not part.ndim:
-        return part
-    whole = cast(Any, param)
-    return cast(
-        Tensor,
-        type(whole.detach()).from_local(
-            part, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
-        ),
-    )

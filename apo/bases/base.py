@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from apo.hypers import Coordinate, Tune
-from apo.trees import local
+from apo.shards import local
 from apo.types import Domain, Judged, Params
 
 Values = list[dict[str, float | dict[str, float]]]

@@ -14,7 +14,7 @@ from apo.bases.torch_optimizer import TorchBase
 from apo.checkpoint import BLANK
 from apo.combined import Combined
 from apo.hypers import Tune
-from apo.processes import check_parallel, reshard
+from apo.shards import check_spread, reshard
 from apo.types import Judged, Rule
 
 
@@ -116,7 +116,7 @@ def follow(bases: Sequence[Base], model: nn.Module, names: dict[Tensor, str], pa
     counts = [len(base.optimizer.param_groups) for base in bases]
     for base, first in zip(bases, itertools.accumulate(counts, initial=0), strict=False):
         base.first = first
-    check_parallel(model, params)
+    check_spread(model, params)
     check_shards(bases)
 
 

@@ -11,7 +11,8 @@ from apo.bases.directions import built_up
 from apo.domains import derivative
 from apo.hypers import Coordinate
 from apo.proximal import lookahead, momentum_free
-from apo.trees import local, scalar, spread_like
+from apo.shards import local, spread_like
+from apo.trees import scalar
 from apo.types import Domain, Judged, Params, Rule, Statistics
 
 

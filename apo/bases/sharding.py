@@ -11,7 +11,7 @@ import torch
 
 from apo.bases.base import Base
 from apo.bases.rule import RuleBase
-from apo.trees import is_sharded
+from apo.shards import is_sharded
 from apo.types import H, Params, Rule, S
 
 SCALES = (1.0, 1.0, 1e6, 1e-6)

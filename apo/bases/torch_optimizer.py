@@ -12,7 +12,8 @@ from apo.bases.directions import BY_CLASS, UNCORRECTED, built_up, momentum
 from apo.bases.linearity import why_not_linear
 from apo.domains import POSITIVE
 from apo.hypers import Coordinate, Tune
-from apo.trees import compute_dtype, dense, inner, local, total
+from apo.shards import local
+from apo.trees import compute_dtype, dense, inner, total
 from apo.types import Domain, Judged, Params
 
 

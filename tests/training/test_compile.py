@@ -75,7 +75,7 @@ def test_a_compiled_model_gives_the_numbers_of_an_eager_one(task: Task) -> None:
 def test_a_whole_graph_is_compiled_before_the_wrapping() -> None:
     """Afterwards the model has our hook, and torch says where the graph breaks: nothing is lost silently."""
     for compiled in ("after", "in place"):
-        with pytest.raises(RuntimeError, match=r"conditions.py"):
+        with pytest.raises(RuntimeError, match=r"recorder.py"):
             run(TASKS[1], compiled, fullgraph=True)
 
 
