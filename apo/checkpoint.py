@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from apo.checks import short
+
 FORMAT = 1
 FORMAT_KEY, NUMBERS_KEY = "apo/format", "apo/numbers"
 MOST = 2**53
@@ -97,12 +99,12 @@ def unpack(state_dict: Any) -> tuple[State, Numbers]:
     parts = {"state": Mapping, "param_groups": Sequence}
     for part, kind in parts.items():
         if not isinstance(state_dict, Mapping) or not isinstance(state_dict.get(part), kind):
-            raise ValueError(f"{_short(state_dict)} is no optimizer's state dict: it has no {part!r}")
+            raise ValueError(f"{short(state_dict)} is no optimizer's state dict: it has no {part!r}")
     groups: list[State] = []
     numbers: Numbers = {}
     for group in state_dict["param_groups"]:
         if not isinstance(group, Mapping) or not isinstance(group.get("params"), list):
-            raise ValueError(f"the checkpoint's group {_short(group)} has no list of 'params': it is damaged")
+            raise ValueError(f"the checkpoint's group {short(group)} has no list of 'params': it is damaged")
         version = group.get(FORMAT_KEY, FORMAT)
         if type(version) is not int or version > FORMAT:
             newer = f"newer than {FORMAT}: update apo to load it" if type(version) is int else "which is no number"
@@ -127,7 +129,7 @@ def split(state_dict: State, optimizers: Sequence[torch.optim.Optimizer]) -> lis
         raise ValueError(f"the checkpoint has groups of {theirs} parameters, this optimizer has groups of {ours}")
     for key, entry in state_dict["state"].items():
         if not isinstance(entry, Mapping):
-            raise ValueError(f"the checkpoint's state of parameter {key!r} is {_short(entry)}, not a dict")
+            raise ValueError(f"the checkpoint's state of parameter {key!r} is {short(entry)}, not a dict")
     parts, groups = [], list(state_dict["param_groups"])
     for optimizer in optimizers:
         own, groups = groups[: len(optimizer.param_groups)], groups[len(optimizer.param_groups) :]
@@ -170,13 +172,8 @@ def _parsed(text: Any) -> Numbers:
     except (TypeError, ValueError) as error:
         raise ValueError(f"the checkpoint's {NUMBERS_KEY} cannot be read ({error}): it is damaged") from None
     if not isinstance(numbers, dict) or not numbers:
-        raise ValueError(f"the checkpoint's {NUMBERS_KEY} is {_short(numbers)}, not numbers by name: it is damaged")
+        raise ValueError(f"the checkpoint's {NUMBERS_KEY} is {short(numbers)}, not numbers by name: it is damaged")
     for name, value in numbers.items():
         if type(value) not in (int, float) or (type(value) is int and abs(value) > MOST):
-            raise ValueError(f"the checkpoint's {name}={_short(value)} is not a number: it is damaged")
+            raise ValueError(f"the checkpoint's {name}={short(value)} is not a number: it is damaged")
     return numbers
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else f"{text[:60]}..."

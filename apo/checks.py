@@ -9,6 +9,12 @@ from torch import Tensor
 from apo.types import Rule
 
 
+def short(value: Any) -> str:
+    """What a value looks like, on one line and not at length."""
+    text = " ".join(repr(value).split())
+    return text if len(text) < 60 else f"{text[:60]}..."
+
+
 def number(name: str, value: Any) -> float:
     """A real number as a float; one too large for floats is infinite.
 
@@ -21,8 +27,8 @@ def number(name: str, value: Any) -> float:
     except OverflowError:
         return math.inf if value > 0 else -math.inf
     except Exception as error:  # an array of several numbers, say
-        raise TypeError(f"{name} must be a float, not {value!r} of type {type(value).__name__}") from error
-    raise TypeError(f"{name} must be a float, not {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be a float, not {short(value)} of type {type(value).__name__}") from error
+    raise TypeError(f"{name} must be a float, not {short(value)} of type {type(value).__name__}")
 
 
 def real(name: str, value: Any, low: float = 0.0, high: float = math.inf, ends: str = "[)") -> float:
@@ -98,7 +104,8 @@ def function(*, optional: bool = True, **arguments: Any) -> None:
     """
     for name, value in arguments.items():
         if isinstance(value, type) or not (callable(value) or (optional and value is None)):
-            raise TypeError(f"{name}={value!r} must be a function (an instance, not a class){' or None' * optional}")
+            wanted = f"a function (an instance, not a class){' or None' * optional}"
+            raise TypeError(f"{name}={short(value)} must be {wanted}")
 
 
 def instance(name: str, value: Any, kind: type, wanted: str) -> None:
@@ -108,7 +115,7 @@ def instance(name: str, value: Any, kind: type, wanted: str) -> None:
         TypeError: If it is not.
     """
     if not isinstance(value, kind):
-        raise TypeError(f"{name}={value!r} must be {wanted}")
+        raise TypeError(f"{name}={short(value)} must be {wanted}")
 
 
 def check_step(rule: Any, params: Any, grads: Any, state: Any, hypers: Any) -> None:

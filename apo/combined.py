@@ -99,7 +99,13 @@ class Combined(torch.optim.Optimizer):
         """
         for optimizer, part in zip(self._optimizers, checkpoint.split(state_dict, self._optimizers), strict=True):
             options = optimizer.defaults.keys() & optimizer.param_groups[0].keys()
-            optimizer.load_state_dict(part)  # which may fill in options that older versions did not have
+            try:
+                optimizer.load_state_dict(part)  # which may fill in options that older versions did not have
+            except KeyError as error:
+                text = (
+                    f"the checkpoint lacks {error}, which {type(optimizer).__name__} needs: it is of another optimizer"
+                )
+                raise ValueError(text) from error
             checkpoint.check_complete(optimizer.param_groups, options)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -33,6 +33,12 @@ FP16_SCALE = 1024.0
 ROUNDING = 8.0 * torch.finfo(torch.float32).eps
 AUTOCAST = 0.25
 """The relative error of a mean over examples, in units of the dtype that they were computed in."""
+EVALUATED = (
+    "This happened in an evaluation of the batch that apo.APO was given, not in a forward of the training: without "
+    "forward=, target= or evaluate= it is loss(model(batch[0]), batch[1]), or with a mapping "
+    "loss(model(**batch), batch['labels'])"
+)
+"""Goes with an error of user code, which is otherwise far from the line that is wrong."""
 
 
 class Fed(NamedTuple):
@@ -186,6 +192,9 @@ class Evaluation:
         try:
             with weights_stay(self.params.values()):
                 yield
+        except Exception as error:
+            error.add_note(EVALUATED)
+            raise
         finally:
             reshard(self.model)
             Recorder.evaluations.remove(traces)
@@ -218,9 +227,9 @@ class Evaluation:
                 outputs = self._outputs(fed.batch)
                 loss = self.loss(outputs, self._target(fed.batch)) if self.loss else getattr(outputs, "loss", outputs)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise TypeError(
-                f"the loss must be a tensor with one element, not {describe(loss)}: pass loss= or evaluate="
-            )
+            way = "loss= must return it" if self.loss else "pass loss= or evaluate="
+            way = "evaluate= must return it first, and then the outputs" if self.evaluate else way
+            raise TypeError(f"the loss must be a tensor with one element, not {describe(loss)}: {way}")
         self.rounding = max(ROUNDING, torch.finfo(loss.dtype).eps, self._autocast_rounding(fed, loss))
         return loss.reshape(()), outputs
 

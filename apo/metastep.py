@@ -18,9 +18,15 @@ from apo.record import Row
 from apo.stepping import Step
 from apo.tuning import Tuning
 
-NOTHING_FED = "lr is not being tuned: pass batch= to step(), or feed() a batch, whenever opt.due is true"
+NOTHING_FED = (
+    "lr is not being tuned: pass batch= to step(), or feed() a batch, whenever opt.due is true; under Lightning and "
+    "Transformers their APOCallback does"
+)
 SKIPPED = "the objective or its gradient is not finite: the meta-step is skipped"
-NO_GRADIENT = "no parameter has a gradient, so there is no step to judge: call zero_grad() after step(), not before"
+NO_GRADIENT = (
+    "no parameter has a gradient, so there is no step to judge: call backward() on a loss of this model before step(), "
+    "and zero_grad() not in between"
+)
 TOO_SMALL = "the step is too small to change any weight in its dtype, so it cannot be judged: raise lr"
 DIGITS = 128.0
 """A difference of two losses is made of at least so many units of their rounding, or it says nothing."""

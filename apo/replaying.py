@@ -65,7 +65,10 @@ def replay(record: Record | str | PathLike[str], optimizer: torch.optim.Optimize
         A `torch.optim.lr_scheduler.LRScheduler`, to be stepped after each step of the optimizer.
 
     Raises:
-        TypeError: If the optimizer is none.
+        TypeError: If the record or the optimizer is none.
         ValueError: If the record is empty, or of other groups; or parameters of one group differed; or it begins later.
     """
-    return Replay(record if isinstance(record, Record) else Record.from_csv(record), optimizer, last_epoch)
+    if isinstance(record, str | PathLike):
+        record = Record.from_csv(record)
+    instance("record", record, Record, "opt.record, or the path of what opt.record.to_csv(path) wrote")
+    return Replay(record, optimizer, last_epoch)

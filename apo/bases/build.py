@@ -12,6 +12,7 @@ from apo.bases.rule import RuleBase, RuleOptimizer
 from apo.bases.sharding import check_shards
 from apo.bases.torch_optimizer import TorchBase
 from apo.checkpoint import BLANK
+from apo.checks import short
 from apo.combined import Combined
 from apo.hypers import Tune
 from apo.shards import check_spread, reshard
@@ -62,7 +63,9 @@ def _items(base: Any, model: nn.Module, names: Mapping[Tensor, str]) -> list[tor
     if isinstance(base, torch.optim.Optimizer):
         return [base]
     if not isinstance(base, list | tuple) or not base:
-        raise TypeError(f"base={base!r} must be a rule, a torch optimizer, or a list of optimizers and (rule, params)")
+        raise TypeError(
+            f"base={short(base)} must be a rule, a torch optimizer, or a list of optimizers and (rule, params)"
+        )
     items: list[torch.optim.Optimizer] = []
     for item in base:
         if isinstance(item, torch.optim.Optimizer):
@@ -70,7 +73,7 @@ def _items(base: Any, model: nn.Module, names: Mapping[Tensor, str]) -> list[tor
         elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Rule):
             items.append(RuleOptimizer(item[1], item[0], names))
         else:
-            raise TypeError(f"{item!r} in base= must be a torch optimizer or a pair (rule, parameters)")
+            raise TypeError(f"{short(item)} in base= must be a torch optimizer or a pair (rule, parameters)")
     return items
 
 
@@ -155,9 +158,10 @@ def check_tunable(tune: Mapping[str, Tune], bases: Sequence[Base]) -> None:
                     f"{hyper} shows its effect over many steps, so a one-step objective misjudges it; drop it from "
                     f"tune=, or insist with apo.Tune(force=True)"
                 )
-            bounds = [bound for bound in (how.low, how.high) if bound is not None]
-            numbers = [] if hyper == "lr" else [float(group[hyper]) for group in base.optimizer.param_groups]
-            for number in (*bounds, *numbers):
+            for name, bound in (("low", how.low), ("high", how.high)):
+                if bound is not None and not domain.contains(bound):
+                    raise ValueError(f"{name}={bound!r} is not in {domain.name}, as {hyper} is: give another or None")
+            for number in [] if hyper == "lr" else [float(group[hyper]) for group in base.optimizer.param_groups]:
                 if not domain.contains(number):
                     raise ValueError(
                         f"{hyper}={number!r} is not in {domain.name}, so it cannot be adapted; drop it from tune="
