@@ -66,6 +66,8 @@ class Evaluation:
         recorder: Notes the conditions of training forwards.
         rounding: The relative error of a loss: of a sum in float32, or of the dtype that the loss last came in
             or was computed in.
+        noise: How far apart, relatively, one loss comes out when it is taken again, which random numbers of a model's
+            own do; None until somebody has tried.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Evaluation:
         self.model, self.params, self.processes = model, params, processes
         self.loss, self.forward, self.target, self.evaluate = loss, forward, target, evaluate
         self._checked, self.rounding = False, ROUNDING
+        self.noise: float | None = None
         self.recorder = Recorder()
         self.recorder.watch(model)
         weakref.finalize(self, self.recorder.stop).atexit = False

@@ -30,6 +30,8 @@ NO_GRADIENT = (
 TOO_SMALL = "the step is too small to change any weight in its dtype, so it cannot be judged: raise lr"
 DIGITS = 128.0
 """A difference of two losses is made of at least so many units of their rounding, or it says nothing."""
+REPEATS = 6
+"""A loss that does not come out the same twice is taken so often, to see how far apart it comes out."""
 
 
 @dataclass
@@ -67,7 +69,7 @@ class MetaStep:
     Attributes:
         without_other: Whether the function-space term is missing for want of another batch.
         skipped: Whether numbers that are not finite kept the hyperparameters where they were.
-        evaluations: Forwards on B beyond the judgement itself.
+        evaluations: Forwards on B beyond the judgement itself, and those that try once whether a loss repeats itself.
     """
 
     def __init__(
@@ -181,8 +183,15 @@ class MetaStep:
         return self._wsd * self._step.wsd(scale) if self._wsd else 0.0
 
     def _rounding(self) -> float:
-        """The relative error of a loss, the same in all processes."""
-        return self._processes.largest(self._evaluation.rounding)
+        """The relative error of a loss, the same in all processes; how well one repeats itself is tried once."""
+        start, found = self._start(), self._evaluation
+        if found.noise is None and math.isfinite(start):
+            losses = [start]
+            with self._step.at(0.0):
+                while len(losses) < 2 or (len(losses) < REPEATS and losses[1] != start):
+                    losses.append(found.value(self._feeds))
+            found.noise = (max(losses) - min(losses)) / (abs(start) or 1.0)
+        return self._processes.largest(max(found.rounding, found.noise or 0.0))
 
     def _start(self) -> float:
         """L_B(θ), evaluated if it is not known."""
@@ -240,8 +249,10 @@ class MetaStep:
         change = verdict.objective - self._start()
         a, b = _along(verdict.start), _along(verdict.end)
         weights = max((torch.finfo(before.dtype).eps for before in self._step.before.values()), default=0.0)
-        if a and abs(change) > DIGITS * max(weights, self._rounding()) * abs(self._start()):
-            verdict.start = {where: slope * (2.0 * change - b) / a for where, slope in verdict.start.items()}
+        scaled = (2.0 * change - b) / a if a else 0.0
+        # Clipping keeps the sign: where it differs, the loss bends too much along the step for the losses to tell.
+        if scaled > 0.0 and abs(change) > DIGITS * max(weights, self._rounding()) * abs(self._start()):
+            verdict.start = {where: slope * scaled for where, slope in verdict.start.items()}
 
 
 def _along(slopes: Slopes) -> float:

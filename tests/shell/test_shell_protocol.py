@@ -67,9 +67,9 @@ def test_the_other_batch_is_that_of_the_call_before() -> None:
     call(model, opt, data[0])
     call(model, opt, data[1])
     call(model, opt, data[2])
-    assert seen == [sums[0], sums[0]]
+    assert seen == 3 * [sums[0]], "its end, its start, and once more to see that the loss repeats itself"
     call(model, opt, data[3])
-    assert seen[2:] == [sums[2], sums[3], sums[2], sums[3]], "at last the start of the step"
+    assert seen[3:] == [sums[2], sums[3], sums[2], sums[3]], "at last the start of the step"
     seen.clear()
     call(model, opt, data[0])
     call(model, opt, data[1])
@@ -113,7 +113,7 @@ def test_a_fraction_of_the_other_batch() -> None:
     data = batches(2)
     call(model, opt, data[0])
     call(model, opt, data[1])
-    assert sizes == [12, 12, 4, 12, 4, 12]
+    assert sizes == [12, 12, 12, 4, 12, 4, 12]  # the first loss at the start of a step is taken twice
 
 
 def test_a_closure_runs_once_with_gradients_and_may_feed() -> None:
