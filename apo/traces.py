@@ -1,20 +1,24 @@
 """What an evaluation would leave behind in modules, kept to be put back: buffers, training flags, attributes.
 
-What lies deeper is not known here: the insides of an object that an attribute refers to, a list within a list.
+What lies deeper is not known here: the insides of an object that an attribute refers to, a list within a list. Of a
+tensor that is an attribute itself, the content is kept.
 
 The models of other optimizers that an evaluation runs (a generator is judged through its discriminator) are kept too:
 every model under an `apo.APO` has a hook on its forward, which reports the model to all evaluations under way.
 """
 
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-Container = dict[Any, Any] | list[Any] | set[Any]
+Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
+CONTAINERS = (dict, list, set, deque, defaultdict, Counter)
 
 
 class Traces:
@@ -24,6 +28,7 @@ class Traces:
         """Start empty."""
         self._flags: dict[nn.Module, bool] = {}
         self._buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+        self._tensors: list[tuple[Tensor, Tensor]] = []
         self._containers: list[tuple[Container, Container]] = []
 
     def keep(self, model: nn.Module) -> None:
@@ -33,6 +38,7 @@ class Traces:
                 self._flags[module] = module.training
                 buffers = module.named_buffers(recurse=False)
                 self._buffers += [(module, name, buffer, buffer.clone()) for name, buffer in buffers]
+                self._tensors += [(value, value.clone()) for value in vars(module).values() if _is_written(value)]
                 self._containers += [(container, container.copy()) for container in _containers(module)]
 
     def put_back(self) -> None:
@@ -45,15 +51,22 @@ class Traces:
             if getattr(module, name) is not buffer:  # a scripted module keeps its own elsewhere
                 setattr(module, name, buffer)
             _rewrite(buffer, content)
+        for tensor, content in self._tensors:
+            _rewrite(tensor, content)
+
+
+def _is_written(value: Any) -> bool:
+    """Whether an attribute is a tensor that a forward may write into, as metrics and running means do."""
+    return type(value) is Tensor and value.grad_fn is None and not (value.is_meta or value.is_nested)
 
 
 def _containers(module: nn.Module) -> list[Container]:
-    """The attributes of a module, and the dicts, lists and sets among them.
+    """The attributes of a module, and the dicts, lists, sets and the like among them.
 
     Those that hold parameters or modules are what the model is made of, and belong to whoever made it so.
     """
     own = vars(module)
-    found = [value for value in own.values() if type(value) in (dict, list, set)]
+    found = [value for value in own.values() if type(value) in CONTAINERS]
     return [own, *(container for container in found if not any(map(_is_part, _values(container))))]
 
 
@@ -66,16 +79,13 @@ def _is_part(value: Any) -> bool:
 
 
 def _refill(container: Any, items: Any) -> None:
-    """Give a container the items that it had; one that has them all is not touched."""
+    """Give a container the items that it had, in their order; one that has them all is not touched."""
+    whole = len(container) == len(items) and all(map(is_, container, items))
     if isinstance(container, dict):
-        for key in container.keys() - items.keys():
-            del container[key]
-        for key, value in items.items():
-            if key not in container or container[key] is not value:
-                container[key] = value
-    elif list(map(id, container)) != list(map(id, items)):
+        whole = whole and all(map(is_, container.values(), items.values()))
+    if not whole:
         container.clear()
-        container.extend(items) if isinstance(container, list) else container.update(items)
+        container.extend(items) if isinstance(container, list | deque) else container.update(items)
 
 
 def _rewrite(buffer: Tensor, content: Tensor) -> None:

@@ -1,6 +1,7 @@
 """A wrapper that does at every forward what people's modules do to themselves, and a look at everything it touches."""
 
 import random
+from collections import Counter, defaultdict, deque
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,9 @@ class Odd(nn.Module):
         self.history: list[float] = []
         self.tally: dict[str, int] = {}
         self.members: set[int] = set()
+        self.recent, self.counter, self.sums = deque([0.0], maxlen=2), Counter[str](), defaultdict[str, float](float)
+        self.cache = {"first": 1, "second": 2}
+        self.running = torch.zeros(3)
 
     def forward(self, x: Tensor) -> Tensor:
         self.fuse.burn(self)
@@ -61,6 +65,11 @@ class Odd(nn.Module):
         self.history.append(random.random())
         self.tally[str(self.calls)] = self.calls
         self.members.add(self.calls)
+        self.recent.append(random.random())
+        self.counter["calls"] += 1
+        self.sums["calls"] += 1.0
+        self.cache["first"] = self.cache.pop("first")  # the last to be used goes to the end
+        self.running += 1.0
         outputs: Tensor = self.model(x) * (1.0 + 0.01 * np.random.rand())
         self.hidden = outputs
         return outputs
@@ -75,8 +84,9 @@ def view(tensor: Tensor) -> Any:
 def attributes(module: nn.Module) -> dict[str, Any]:
     """Which object every attribute of a module is, and which ones are in it if it is a list, a dict or a set."""
     own = vars(module)
-    inside = {key: list(map(id, value)) for key, value in own.items() if type(value) in (list, set)}
-    inside |= {key: [(k, id(v)) for k, v in value.items()] for key, value in own.items() if type(value) is dict}
+    inside: dict[str, Any] = {key: list(map(id, x)) for key, x in own.items() if isinstance(x, list | set | deque)}
+    inside |= {key: [(k, id(v)) for k, v in x.items()] for key, x in own.items() if isinstance(x, dict)}
+    inside |= {key: view(x) for key, x in own.items() if isinstance(x, Tensor)}
     return {key: (id(value), inside.get(key)) for key, value in own.items()}
 
 
