@@ -41,15 +41,16 @@ def mapped(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
 
 
 def tensors(outputs: Any) -> Iterator[Tensor]:
-    """The tensors in outputs: in mappings, sequences, and the attributes of anything else."""
+    """The tensors in outputs: in mappings, sequences, and the attributes of anything else, with what they hold."""
     if isinstance(outputs, Tensor):
         yield outputs
-    elif isinstance(outputs, (list, tuple)):
-        for value in outputs:
+    elif isinstance(outputs, (list, tuple, Mapping)):
+        for value in outputs.values() if isinstance(outputs, Mapping) else outputs:
             yield from tensors(value)
-    elif isinstance(outputs, Mapping) or hasattr(outputs, "__dict__"):
-        parts = outputs if isinstance(outputs, Mapping) else vars(outputs)
-        yield from (value for value in parts.values() if isinstance(value, Tensor))
+    elif hasattr(outputs, "__dict__"):
+        for value in vars(outputs).values():
+            if isinstance(value, (Tensor, list, tuple, Mapping)):
+                yield from tensors(value)
 
 
 def logits(outputs: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 from torch.autograd.graph import Node
@@ -23,13 +23,18 @@ def aside(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 def leaves_below(root: Tensor) -> list[Tensor]:
     """The leaves of a graph into which its backward accumulates."""
-    return [cast(Tensor, node.variable) for node in _nodes_below(root) if hasattr(node, "variable")]
+    return [cast(Any, node).variable for node in _nodes_below(root) if _is_leaf(node)]
 
 
 def casts_leaves(root: Tensor) -> bool:
     """Whether leaves are cast to another dtype before they are used, as autocast casts weights."""
     casts = (node for node in _nodes_below(root) if node.name() == "ToCopyBackward0")
-    return any(hasattr(below, "variable") for node in casts for below, _ in node.next_functions)
+    return any(_is_leaf(below) for node in casts for below, _ in node.next_functions)
+
+
+def _is_leaf(node: Node | None) -> bool:
+    """Whether a node accumulates into a leaf; a function of the user's own may have any attribute, but another name."""
+    return node is not None and node.name() == "torch::autograd::AccumulateGrad"
 
 
 def _nodes_below(root: Tensor) -> Iterator[Node]:

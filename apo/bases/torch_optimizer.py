@@ -53,8 +53,9 @@ class TorchBase(Base):
 
     def step(self, values: Values) -> None:
         """Take the step; learning rates that differ within a group scale each parameter's displacement."""
-        scaled = {name for index, _, name, _ in self.moving() if isinstance(values[index].get("lr"), dict)}
-        self._step(values, self.copies(scaled))
+        apart = [index for index, _ in self.groups() if isinstance(values[index].get("lr"), dict)]
+        scaled = {name for index, _, name, _ in self.moving() if index in apart} if apart else set()
+        self._step(values, self.copies(scaled) if scaled else {})
 
     def take(self, values: Values, judged: Judged) -> Taken:
         """Take the step; its pullback is ⟨G, Δ⟩."""
@@ -97,7 +98,7 @@ class TorchBase(Base):
         return max([1.0, *(built_up(group, 1.0 + momentum(group) * bool(group.get("nesterov"))) for group in groups)])
 
     def _step(self, values: Values, before: Params) -> None:
-        moving = list(self.moving())
+        moving = list(self.moving()) if before else []
         self._separate()
         kept = {index: _copy(group["lr"]) for index, group in self.groups()}
         rates = {index: values[index].get("lr", lr) for index, lr in kept.items()}
