@@ -156,6 +156,17 @@ def train(case: Case, wrap: Wrap = lambda model: model, process: Process = ALONE
     return {"hypers": hypers, "record": opt.record.rows, "numbers": numbers, "weights": whole(model), "sent": sent}
 
 
+def loop(model: nn.Module, opt: apo.APO, batches: list[Batch]) -> list[dict[str, float]]:
+    """Train; hyperparameters after every step."""
+    found = []
+    for batch in batches:
+        opt.zero_grad()
+        loss(model(batch[0]), batch[1]).backward()
+        opt.step(batch=batch)
+        found.append(opt.hypers())
+    return found
+
+
 def whole(model: nn.Module) -> dict[str, Tensor]:
     """All weights, gathered where they are sharded."""
     if hasattr(model, "reshard"):

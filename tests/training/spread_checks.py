@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 import apo
 from tests.documents import programs
 from tests.training.models import TASKS, Batch, images, loss, made
-from tests.training.spread import CASES, SHARDED, Process, copies, shards, train
+from tests.training.spread import CASES, SHARDED, Process, copies, loop, shards, train
 from tests.training.spread_shards import checkpointed, refused
 
 PATIENCE = timedelta(minutes=2)
@@ -34,17 +34,6 @@ def mlp(process: Process, steps: int) -> tuple[nn.Module, list[Batch]]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Tanh(), nn.Linear(8, 4)).double()
     return model, [process.part((x.double(), y)) for x, y in images(steps)]
-
-
-def loop(model: nn.Module, opt: apo.APO, batches: list[Batch]) -> list[dict[str, float]]:
-    """Train; hyperparameters after every step."""
-    found = []
-    for batch in batches:
-        opt.zero_grad()
-        loss(model(batch[0]), batch[1]).backward()
-        opt.step(batch=batch)
-        found.append(opt.hypers())
-    return found
 
 
 def ddp_kinds(process: Process) -> Any:

@@ -11,8 +11,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import apo
-from tests.training.models import loss, sentences
-from tests.training.spread import CASES, Process, Wrap, shards, transformer, whole
+from tests.training.models import Batch, loss, sentences
+from tests.training.spread import CASES, Process, Wrap, loop, shards, transformer, whole
 
 SAVED = (CASES[0], CASES[2])
 
@@ -50,15 +50,15 @@ def refused(process: Process) -> Any:
 
 def checkpointed(process: Process) -> Any:
     """Train for six steps, with a checkpoint after the third; and train the last three again from it."""
-    found: dict[str, Any] = {"folder": process.folder}
+    found, parts = dict[str, Any](folder=process.folder), _parts(process)
     for case in SAVED:
         folder = f"{process.folder}/{case.name}"
         model = shards(transformer())
         opt = apo.APO(model, case.base(model), loss, **case.options)
-        _steps(model, opt, process, 0, 3)
+        loop(model, opt, parts[:3])
         weights, state = get_state_dict(model, opt)
         dcp.save({"model": weights, "optim": state}, checkpoint_id=folder)
-        found[case.name] = _steps(model, opt, process, 3, 6), whole(model), loaded(shards, process, folder, case)
+        found[case.name] = loop(model, opt, parts[3:]), whole(model), loaded(shards, process, folder, case)
     return found
 
 
@@ -69,15 +69,8 @@ def loaded(wrap: Wrap, process: Process, folder: str, case: Any) -> Any:
     weights, state = get_state_dict(model, opt)
     dcp.load({"model": weights, "optim": state}, checkpoint_id=folder)
     set_state_dict(model, opt, model_state_dict=weights, optim_state_dict=state)
-    return _steps(model, opt, process, 3, 6), whole(model)
+    return loop(model, opt, _parts(process)[3:]), whole(model)
 
 
-def _steps(model: nn.Module, opt: apo.APO, process: Process, first: int, last: int) -> list[dict[str, float]]:
-    hypers = []
-    for joint in sentences(last)[first:]:
-        own = process.part(joint)
-        opt.zero_grad()
-        loss(model(own[0]), own[1]).backward()
-        opt.step(batch=own)
-        hypers.append(opt.hypers())
-    return hypers
+def _parts(process: Process) -> list[Batch]:
+    return [process.part(joint) for joint in sentences(6)]

@@ -29,8 +29,7 @@ def end(each: Run) -> list[Any]:
     return [each.opt.hypers(), weights(each.model), state(each.model, [each.opt]), each.opt.record.rows]
 
 
-@pytest.mark.parametrize("after", [0, 4, 7])
-@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+@pytest.mark.parametrize(("how", "after"), [("deepcopy", 0), ("pickle", 4), ("deepcopy", 7), ("pickle", 7)])
 @every_case
 def test_a_copied_training_goes_on(case: Case, how: str, after: int) -> None:
     """Before any step, after a meta-step, and before one, with B' at hand."""
