@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, ClassVar
 
 import torch
@@ -52,6 +53,11 @@ class Recorder:
         self.seen: list[Forward] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
+    @classmethod
+    def under_way(cls) -> list[Traces]:
+        """The evaluations of this thread: another one may train another model."""
+        return [traces for traces in cls.evaluations if traces.thread == get_ident()]
+
     def watch(self, model: nn.Module) -> None:
         """Hook a model's forwards."""
         self._hooks = [model.register_forward_pre_hook(self.before), model.register_forward_hook(self.after)]
@@ -63,7 +69,7 @@ class Recorder:
 
     def before(self, module: nn.Module, args: Any) -> None:
         """Note the conditions of a forward that records a graph; let the evaluations it is part of keep the module."""
-        for traces in Recorder.evaluations:
+        for traces in self.under_way():
             traces.keep(module)
         if not (self.owned or torch.compiler.is_compiling()):
             self.stop()
@@ -85,7 +91,7 @@ class Recorder:
 
     @property
     def _noting(self) -> bool:
-        return self.armed and torch.is_grad_enabled() and self._depth == len(Recorder.evaluations)
+        return self.armed and torch.is_grad_enabled() and self._depth == len(self.under_way())
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts idle, and is no one's."""
@@ -100,7 +106,7 @@ class Recorder:
             devices: Those whose random numbers are noted, beside the CPU.
             starting: Called before a forward is noted.
         """
-        self.armed, self._depth, self._starting = due, len(Recorder.evaluations), starting
+        self.armed, self._depth, self._starting = due, len(self.under_way()), starting
         self.keep([])
         if due:
             self.devices = {torch.device("cpu"), *devices}

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from operator import is_
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ class Traces:
     """Buffers, training flags and attributes of modules, as they were when these were first seen."""
 
     def __init__(self) -> None:
-        """Start empty."""
+        """Start empty; what other threads run is not part of it."""
+        self.thread = get_ident()
         self._flags: dict[nn.Module, bool] = {}
         self._buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = []
         self._tensors: list[tuple[Tensor, Tensor]] = []
