@@ -11,12 +11,15 @@ import math
 import warnings
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 RATES = (1e-3, 3e-2, 3.0)
 WARM_UPS = (5, 30)
 TOLERANCE = 1e-8
+_FOUND: WeakKeyDictionary[type, dict[str, bool]] = WeakKeyDictionary()
+"""What has been found out already, by class, options and learning rate."""
 ADVICE = "; if you know that it is linear, pass assume_linear=True"
 
 
@@ -33,20 +36,19 @@ def why_not_linear(optimizer: torch.optim.Optimizer) -> str | None:
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         return f"{name} evaluates the loss within its step, which therefore is not proportional to its lr"
-    seen: list[dict[str, Any]] = []
+    found = _FOUND.setdefault(type(optimizer), {})
     for group in optimizer.param_groups:
         options = {key: value for key, value in group.items() if key in optimizer.defaults and key != "lr"}
-        if options in seen:
-            continue
-        seen.append(options)
         for rate in RATES:
+            key = repr((options, rate))
             try:
-                linear = _linear(type(optimizer), options, rate)
+                if key not in found:
+                    found[key] = _linear(type(optimizer), options, rate)
             except Exception as error:
                 return (
                     f"a toy {name} could not be built and stepped to see if its step is linear in lr ({error}){ADVICE}"
                 )
-            if not linear:
+            if not found[key]:
                 return (
                     f"the step of {name} is not proportional to its lr, so its lr cannot be judged by its step{ADVICE}"
                 )

@@ -108,7 +108,7 @@ def test_no_trace_with_searches_and_shortened_steps(meta: apo.Newton) -> None:
 def test_both_are_tuned(lr: float) -> None:
     """From a start far too short, and one at which plain Adam throws the points away, to a ring of radius 1."""
     game = Game(lambda p: adam(p, lr), meta=apo.Newton(every=5))
-    for _ in range(300):
+    for _ in range(250):
         game.round()
     mean, deviation = game.radius()
     assert 0.75 < mean < 1.4
