@@ -37,7 +37,7 @@ def test_cycled_momentum_is_that_of_the_step_and_not_of_the_judgement() -> None:
             F.cross_entropy(twin(x), y).backward()
             bare.step()
             g = torch.cat([p.grad.reshape(-1) for p in twin.parameters()])
-            assert opt.record[-1]["slope"] == pytest.approx(-(group["lr"] * g @ g).item(), rel=1e-5)
+            assert opt.record[-1]["slope"] == pytest.approx(-(group["lr"] * g @ g).item(), rel=1e-3)
             assert weights(model) == weights(twin)
             scheduler.step()
         assert (group["momentum"] == 0.9) != cycle
