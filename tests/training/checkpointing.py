@@ -8,17 +8,13 @@ import torch
 from torch import nn
 
 import apo
-from tests.shell.helpers import matrices, vectors
+from tests.shell.helpers import matrices, muon_and_adamw, vectors
 from tests.training.models import TASKS, Batch, loss, made
 
 o = torch.optim
 TASK = {task.name: task for task in TASKS}
 GRADIENT = apo.Gradient(o.Adam, lr=0.05, every=4)
 NEWTON = apo.Newton(every=4)
-
-
-def muon_and_adamw(model: nn.Module) -> Any:
-    return [o.Muon(matrices(model), lr=0.02), o.AdamW(vectors(model), lr=1e-3)]
 
 
 def rule_and_torch(model: nn.Module) -> Any:

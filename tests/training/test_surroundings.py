@@ -161,7 +161,7 @@ def test_gradients_reach_no_leaf_that_is_not_judged(how: str | None) -> None:
 
     model, (batch,) = Scaled(), batches(1)
     x = batch[0].clone().requires_grad_()
-    opt = apo.APO(model, o.SGD(trained(model), lr=0.1), F.cross_entropy, meta=FAR)
+    opt = apo.APO(model, o.SGD(real.trained(model), lr=0.1), F.cross_entropy, meta=FAR)
     F.cross_entropy(model(x), batch[1]).backward()
     leaves = [x, scale, *model.parameters()]
     before = [(p.grad, None if p.grad is None else p.grad.clone()) for p in leaves]
@@ -171,10 +171,6 @@ def test_gradients_reach_no_leaf_that_is_not_judged(how: str | None) -> None:
         assert p.grad is grad
         hidden = p is scale and how == "reentrant"  # its graph is made within the backward, where none can look
         assert grad is None or torch.equal(grad, content) != hidden
-
-
-def trained(model: nn.Module) -> list[nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
 
 
 def test_a_generator_of_the_users_own_goes_on() -> None:
