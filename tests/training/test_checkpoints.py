@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.documents import ROOT
+from tests.documents import ROOT, programs
 from tests.shell.helpers import state, weights
 from tests.training.checkpointing import CASES, Case, Run, data, run, through_a_file
 
@@ -59,40 +59,34 @@ DRIVER = """
 import sys
 from tests.documents import programs
 
-wait, *arguments = sys.argv[1:]
-namespace = {}
-if wait:
-    def patient(*values, **options):
-        print(*values, **options)
-        if values[0] == int(wait):
-            sys.stdin.read()  # until it is killed
-    namespace["print"] = patient
+def patient(*values, **options):
+    print(*values, **options)
+    if values[0] == 9:
+        sys.stdin.read()  # until it is killed
+
+namespace = {"print": patient}
 exec(programs("docs/training/checkpoints.md")[0], namespace)
-for path in arguments:
-    namespace["train"](path, 16)
+namespace["train"](sys.argv[1], 16)
 """
 
 
-def started(*arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", DRIVER, *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-
-
-def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
-    """The page's program; then, in one process, what is left of it and the whole of it without interruption."""
+def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page's program in a process of its own; then, here, what is left of it and the whole, uninterrupted."""
     path, other = str(tmp_path / "last.pt"), str(tmp_path / "other.pt")
-    killed = started("9", path)
-    assert killed.stdout is not None
-    before = [killed.stdout.readline() for _ in range(10)]
-    os.kill(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    killed.communicate()
+    command, environment = [sys.executable, "-c", DRIVER, path], {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes) as killed:
+        before = [killed.stdout.readline() for _ in range(10)]
+        os.kill(killed.pid, signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
     Path(path + ".new").write_bytes(b"a checkpoint that was being written")
-    after, _ = started("", path, other).communicate()
-    lines = after.splitlines(keepends=True)
+    namespace: dict[str, Any] = {}
+    exec(programs("docs/training/checkpoints.md")[0], namespace)
+    for start in (path, other):
+        namespace["train"](start, 16)
+    lines = capsys.readouterr().out.splitlines(keepends=True)
     resumed, whole = lines[:-16], lines[-16:]
     assert whole[:10] == before
     assert [line.split()[0] for line in resumed] == [str(step) for step in range(7, 16)]
