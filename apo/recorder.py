@@ -54,6 +54,7 @@ class Recorder:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     @classmethod
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it cannot trace which thread runs
     def under_way(cls) -> list[Traces]:
         """The evaluations of this thread: another one may train another model."""
         return [traces for traces in cls.evaluations if traces.thread == get_ident()]

@@ -82,7 +82,7 @@ def test_the_inner_loop_knows_its_own_forwards() -> None:
     (batch,) = batches(1)
     backward(model, batch)
     opt.step(batch=batch)
-    assert seen == 2 * [[True], [True]], "at the end of the step and at its start"
+    assert seen == 3 * [[True], [True]], "at the end of the step, and twice at its start"
 
 
 INSIDE: dict[str, Any] = {
