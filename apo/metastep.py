@@ -100,7 +100,7 @@ class MetaStep:
         Returns:
             Whether any weight moved.
         """
-        self._old = self._evaluation.outputs(self._objective, self._others)
+        self._old = self._evaluation.outputs(self._objective, self._others) if self._fsd else []
         searching = self._tuning.searches and bool(self._feeds) and any(any(base.moving()) for base in self._bases)
         if searching:
             here = self._evaluation.judge(self._objective, self._feeds, [], [], 0.0)

@@ -9,10 +9,12 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+PLAIN = (Tensor, nn.Parameter)
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is spread over processes: a DTensor."""
-    return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+    return type(tensor) not in PLAIN and hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
 CONTAINERS = (dict, list, set, deque, defaultdict, Counter)
+OF_TORCH = vars(nn.Module()).keys() - {"_buffers", "_non_persistent_buffers_set"}
+"""What every module has, and no forward changes: hooks, parameters, the modules below."""
 
 
 class Traces:
@@ -40,8 +42,10 @@ class Traces:
                 self._flags[module] = module.training
                 buffers = module.named_buffers(recurse=False)
                 self._buffers += [(module, name, buffer, buffer.clone()) for name, buffer in buffers]
-                self._tensors += [(value, value.clone()) for value in vars(module).values() if _is_written(value)]
-                self._containers += [(container, container.copy()) for container in _containers(module)]
+                own = vars(module)
+                values = [value for name, value in own.items() if name not in OF_TORCH]
+                self._tensors += [(value, value.clone()) for value in values if _is_written(value)]
+                self._containers += [(held, held.copy()) for held in (own, *filter(_is_container, values))]
 
     def put_back(self) -> None:
         """Put everything back."""
@@ -62,14 +66,12 @@ def _is_written(value: Any) -> bool:
     return type(value) is Tensor and value.grad_fn is None and not (value.is_meta or value.is_nested)
 
 
-def _containers(module: nn.Module) -> list[Container]:
-    """The attributes of a module, and the dicts, lists, sets and the like among them.
+def _is_container(value: Any) -> bool:
+    """Whether an attribute holds things that a forward may change.
 
-    Those that hold parameters or modules are what the model is made of, and belong to whoever made it so.
+    What holds parameters or modules is what the model is made of, and belongs to whoever made it so.
     """
-    own = vars(module)
-    found = [value for value in own.values() if type(value) in CONTAINERS]
-    return [own, *(container for container in found if not any(map(_is_part, _values(container))))]
+    return type(value) in CONTAINERS and not any(map(_is_part, _values(value)))
 
 
 def _values(container: Container) -> Any:
