@@ -10,7 +10,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints
 WHEEL_TEST := build/wheel-test
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types format wheel-test
+.PHONY: help setup demo test lint types format notebooks wheel-test
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("apo needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python $(PIP_INSTALL) torch
-	$(BIN)/python $(PIP_INSTALL) -e '.[baselines,dev]'
+	$(BIN)/python $(PIP_INSTALL) -e '.[baselines,tutorials,docs,dev]'
 	$(BIN)/python $(PIP_INSTALL) --no-deps curvlinops-for-pytorch backpack-for-pytorch
 	@touch $@
 
@@ -46,6 +46,9 @@ types: $(READY)  ## Check the types with mypy
 format: $(READY)  ## Format the code and apply ruff's safe fixes
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
+
+notebooks: $(READY)  ## Run the tutorials and store them as notebooks with their outputs (about 10 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python tutorials/execute.py
 
 wheel-test: $(READY)  ## Build the wheel and run the README's program from it in a clean environment
 	rm -rf $(WHEEL_TEST)
