@@ -2,7 +2,8 @@
 
 SGD, SGD with Nesterov momentum and RMSprop train a small MLP on scikit-learn's digits, on digits with a tenth of the
 labels random, and on Fashion-MNIST. Each is tuned by `apo.Newton` and by the paper's meta-optimizer, with λ from 0 to 1
-on the squared error and, with `apo.Newton`, 0.1 and 1 on the KL divergence. The best fixed learning rate of a grid stands beside.
+on the squared error and, with `apo.Newton`, 0.1 and 1 on the KL divergence. The best fixed learning rate of a grid
+stands beside.
 
     python examples/choosing_lambda.py --out docs/results/choosing_lambda
 
