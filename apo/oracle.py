@@ -7,10 +7,10 @@ that minimises the proximal objective exactly, with the loss linearised, takes o
     D = (z' − z)ᵀ∇²ℓ(z)(z' − z)       Z ← argmin over M of ⟨∇L, Z' − Z⟩ + ½‖Z' − Z‖²_H    proximal Newton (17), λ = ½
 
 Theorem 1, corrected. With an L-Lipschitz gradient of norm at most G and curvature of M at most C, λ ≥ max(CG, L/2)
-gives min ‖effective gradient‖² ≤ 8λ(L₀ − L*)/T. The printed condition, L/4, is too weak: on a line, with ℓ = ½Lz² and
+gives min ‖effective gradient‖² ≤ 8λ(L₀ − L∗)/T. The printed condition, L/4, is too weak: on a line, with ℓ = ½Lz² and
 λ = L/4, each step is z → −z.
 
-Theorem 2. Where proximal Newton converges, lim sup ‖Z' − Z*‖/‖Z − Z*‖² ≤ L_H/μ, if ∇²ℓ ⪰ μ is L_H-Lipschitz. (The
+Theorem 2. Where proximal Newton converges, lim sup ‖Z' − Z∗‖/‖Z − Z∗‖² ≤ L_H/μ, if ∇²ℓ ⪰ μ is L_H-Lipschitz. (The
 printed assumption, quadratic growth, is not all that its proof uses.)
 """
 
@@ -187,7 +187,7 @@ def proximal_newton(manifold: Manifold, loss: Loss, start: Tensor, steps: int) -
 
 
 def bound(penalty: float, excess: float, steps: int) -> float:
-    """The bound of Theorem 1, corrected, on the least squared norm of the effective gradient: 8λ(L₀ − L*)/T."""
+    """The bound of Theorem 1, corrected, on the least squared norm of the effective gradient: 8λ(L₀ − L∗)/T."""
     whole("steps", steps)
     return 8.0 * penalty * excess / steps
 

@@ -15,7 +15,7 @@ from apo.types import Params
 def rosenbrock(params: Params) -> Tensor:
     """The Rosenbrock function, a curved valley with its minimum, 0, at (1, 1) (the paper, §5.1).
 
-    The source starts at (1, −1.5)::
+    The source starts at (1, −1.5):
 
         {"x": torch.tensor(1.0, dtype=torch.float64), "y": torch.tensor(-1.5, dtype=torch.float64)}
 

@@ -11,7 +11,7 @@ The L2 decay adds wθ to g; the decoupled decay adds it to d', and so to the d t
 makes dᵀB'd = −dᵀ(m' − m) at ε = 0 with the least change of B. The last step was −ηd, so B is η times the curvature:
 where |B| is above σ the step is Newton's, m over the curvature, whatever η is; elsewhere it is SGD's with rate η/σ.
 
-m' − m is computed as [(1 − β) / (1 − βᵗ⁺¹)](g − m), which is the same. The step without momentum has g in the place of
+m' − m is computed as (g − m)(1 − β) / (1 − βᵗ⁺¹), which is the same. The step without momentum has g in the place of
 m' in d' alone: B' is the real step's, average and all. Source: Ma, arXiv 2009.13586, Algorithms 1 and 2, Eq. 7-11.
 """
 
