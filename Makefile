@@ -10,7 +10,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints
 WHEEL_TEST := build/wheel-test
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types format notebooks wheel-test
+.PHONY: help setup demo test lint types format notebooks docs docs-serve wheel-test
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -41,7 +41,7 @@ lint: $(READY)  ## Check the code with ruff, and its format
 	$(BIN)/ruff format --check
 
 types: $(READY)  ## Check the types with mypy
-	$(BIN)/mypy $(wildcard apo baselines)
+	$(BIN)/mypy $(wildcard apo baselines docs/site)
 
 format: $(READY)  ## Format the code and apply ruff's safe fixes
 	$(BIN)/ruff check --fix-only
@@ -49,6 +49,14 @@ format: $(READY)  ## Format the code and apply ruff's safe fixes
 
 notebooks: $(READY)  ## Run the tutorials and store them as notebooks with their outputs (about 10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tutorials/execute.py
+
+# mkdocs-material advertises its successor unless it is told not to.
+docs docs-serve: export NO_MKDOCS_2_WARNING := 1
+docs: $(READY)  ## Build the documentation into build/site; a link that leads nowhere is an error
+	$(BIN)/python -m mkdocs build --quiet
+
+docs-serve: $(READY)  ## Show the documentation at http://127.0.0.1:8000 and follow changes
+	$(BIN)/python -m mkdocs serve
 
 wheel-test: $(READY)  ## Build the wheel and run the README's program from it in a clean environment
 	rm -rf $(WHEEL_TEST)

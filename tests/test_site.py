@@ -1,0 +1,110 @@
+"""The documentation site: what its hooks make of pages, and that its reference holds every public name."""
+
+import logging
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import apo
+from docs.site import hooks
+from tests.documents import ROOT
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+DIRECTIVE = re.compile(r"^::: ([\w.]+)(?:\n +options: \{(.*)\})?$", re.MULTILINE)
+
+
+def cell(source: str, *outputs: dict[str, Any]) -> dict[str, Any]:
+    return {"cell_type": "code", "source": source.splitlines(keepends=True), "outputs": list(outputs)}
+
+
+def test_a_pattern_in_the_nav_is_the_files_that_match(tmp_path: Path) -> None:
+    for name in ("b.md", "a.md", "c.txt"):
+        (tmp_path / name).touch()
+    assert hooks.expanded([{"All": ["c.txt", "*.md"]}, "x.md"], tmp_path) == [
+        {"All": ["c.txt", "a.md", "b.md"]},
+        "x.md",
+    ]
+
+
+def test_a_link_counts_from_its_page() -> None:
+    text = "[a](../apo/types.py#L3) [b](c.md) [c](https://example.org/x.py) [d](#here) ![e](images/x.png)"
+    assert hooks.linked("docs/page.md", text) == ["apo/types.py", "docs/c.md", "docs/images/x.png"]
+
+
+def test_a_source_file_is_a_block_of_code_whatever_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text('"""\n```\n"""\n')
+    (tmp_path / "a.cff").write_text("cff-version: 1.2.0\n")
+    assert hooks.source("a.py", tmp_path).endswith('# a.py\n\n````python linenums="1"\n"""\n```\n"""\n````\n')
+    assert '```text linenums="1"\ncff-version' in hooks.source("a.cff", tmp_path)
+
+
+def test_a_notebook_is_its_cells_and_their_outputs() -> None:
+    prose = {"cell_type": "markdown", "source": ["# Title\n", "Text."]}
+    printed = {"output_type": "stream", "text": ["1\n", "2\n"]}
+    value = {"output_type": "execute_result", "data": {"text/plain": ["3"]}}
+    drawn = {"output_type": "display_data", "data": {"image/png": PIXEL, "text/plain": ["<Figure>"]}}
+    text, images = hooks.notebook({"cells": [prose, cell("a = 1\na", printed, value, drawn)]}, "1_x")
+    block = "```{}\n{}\n```"
+    output = "{ .text .output }"
+    parts = [block.format("python", "a = 1\na"), block.format(output, "1\n2"), block.format(output, "3")]
+    assert text == "\n\n".join(["# Title\nText.", *parts, "![What the cell above draws](1_x/1_2.png)\n"])
+    assert list(images) == ["1_x/1_2.png"]
+    assert images["1_x/1_2.png"].startswith(b"\x89PNG")
+
+
+def test_a_notebook_with_an_output_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="1_x: cell 0 has an output of error"):
+        hooks.notebook({"cells": [cell("1 / 0", {"output_type": "error"})]}, "1_x")
+
+
+def test_equations_are_mathml(caplog: pytest.LogCaptureFixture) -> None:
+    content = r'<span class="arithmatex">\(\theta &lt; 1\)</span><div class="arithmatex">\[\tfrac12\]</div>'
+    made = hooks.EQUATION.sub(lambda found: hooks.mathml(found[2], found[1], "a.md"), content)
+    assert re.findall('<math [^>]*display="([a-z]+)"', made) == ["inline", "block"]
+    assert "arithmatex" not in made
+    assert not caplog.records
+
+
+def test_an_unknown_command_in_an_equation_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        hooks.mathml(r"\nosuch x", "span", "a.md")
+    assert r"a.md: \nosuch in the equation" in caplog.text
+
+
+def test_a_public_name_refers_to_the_reference_unless_it_is_a_link() -> None:
+    content = "<code>apo.sgd</code> <code>Tune</code> <code>sgd</code> <a href='x'><code>apo.sgd</code></a>"
+    made = hooks.NAME.sub(hooks.referenced, content)
+    assert re.findall('<autoref identifier="([^"]*)" optional><code>([^<]*)', made) == [
+        ("apo.sgd", "apo.sgd"),
+        ("apo.Tune", "Tune"),
+    ]
+
+
+def test_what_leads_nowhere_in_a_built_site_is_found(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "index.html").write_text('<p id="there"><a href="..">up</a><a href="#there">same</a>')
+    (tmp_path / "x.png").touch()
+    good = '<a href="b/#there">1</a><a href="/b/">2</a><img src="x.png"><a href="https://example.org">3</a>'
+    (tmp_path / "index.html").write_text(good)
+    assert list(hooks.broken(tmp_path)) == []
+    bad = '<a href="b/#gone">1</a><a href="c/">2</a><img src="y.png"><script src="https://example.org/s.js"></script>'
+    (tmp_path / "index.html").write_text(bad)
+    assert list(hooks.broken(tmp_path)) == [
+        "index.html loads https://example.org/s.js from elsewhere",
+        "index.html leads to b/#gone, which has no such anchor",
+        "index.html leads to c/, which is not there",
+        "index.html leads to y.png, which is not there",
+    ]
+
+
+def test_the_reference_holds_every_public_name() -> None:
+    pages = [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("docs/api/*.md"))]
+    given = dict(DIRECTIVE.findall("\n".join(pages)))
+    whole = [path for path, options in given.items() if path in sys.modules and "members: false" not in options]
+    assert {f"apo.{name}" for name in apo.__all__ if not isinstance(getattr(apo, name), ModuleType)} <= given.keys()
+    assert {"apo.discrepancies", "apo.domains"} <= set(whole)
+    assert set(apo.problems.__all__) <= {name for path in whole for name in vars(sys.modules[path])}
