@@ -53,7 +53,7 @@ notebooks: $(READY)  ## Run the tutorials and store them as notebooks with their
 # mkdocs-material advertises its successor unless it is told not to.
 docs docs-serve: export NO_MKDOCS_2_WARNING := 1
 docs: $(READY)  ## Build the documentation into build/site; a link that leads nowhere is an error
-	$(BIN)/python -m mkdocs build --quiet
+	$(BIN)/python -m mkdocs build
 
 docs-serve: $(READY)  ## Show the documentation at http://127.0.0.1:8000 and follow changes
 	$(BIN)/python -m mkdocs serve
