@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from baselines.config import META, METHODS, Config
+from baselines.config import META, Config
 from baselines.data import LOADERS
+from baselines.methods import METHODS
 from baselines.models import MODELS
 from baselines.optimizers import OPTIMIZERS
 
@@ -50,12 +51,17 @@ def _add_train(commands: Any) -> None:
     option(task, "--hidden", "the mlp's hidden widths (default: 1000,1000; digits: 100,100)", type=_whole_numbers)
     method = train.add_argument_group("method")
     option(method, "--optimizer", "optimizer; sgdm has Nesterov momentum 0.9", choices=tuple(OPTIMIZERS))
-    option(method, "--method", "what sets the learning rate", choices=METHODS)
-    option(method, "--lr", "initial learning rate", type=float)
+    option(method, "--method", "what sets the learning rate", choices=tuple(METHODS))
+    lr = "initial learning rate (default: 0.001; 1, a factor, for the methods that estimate it)"
+    option(method, "--lr", lr, type=float)
     option(method, "--weight-decay", "weight decay (default: that of torch.optim)", type=float)
     option(method, "--damping", "of --optimizer kfac: damping (default: that of apo.kfac)", type=float)
+    option(method, "--eps", "of --optimizer adahessian: epsilon (default: 1e-4)", type=float)
     option(method, "--rule", "use apo's own update rule where torch.optim has the optimizer too", action="store_true")
-    option(method, "--decay-factor", "of --method step: the factor at each decay", type=float, metavar="FACTOR")
+    warmup = "of schedules: the fraction of the run over which the learning rate grows from 0"
+    option(method, "--warmup", warmup, type=float, metavar="FRACTION")
+    decay = "of --method step: the factor at each decay; of exponential: over the whole run"
+    option(method, "--decay-factor", decay, type=float, metavar="FACTOR")
     option(method, "--decay-at", "of --method step: where, in fractions of the run", type=_reals, metavar="LIST")
     tune = "of --method apo: what is tuned; anything but lr needs --rule, or an optimizer not in torch.optim"
     option(method, "--tune", tune, type=_names, action="extend", metavar="LIST")

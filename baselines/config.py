@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from baselines.comparators.schedules import STABLE
 from baselines.data import LOADERS
+from baselines.methods import METHODS
 from baselines.models import MODELS
 from baselines.optimizers import OPTIMIZERS
 
-METHODS: Final = ("fixed", "cosine", "step", "apo")
 META: Final = ("newton", "paper")
-OPTIONS: Final = {"step": ("decay_factor", "decay_at"), "apo": ("meta", "every", "fsd", "wsd", "tune")}  # of a method
 DEFAULT_EPOCHS: Final = 10
 DEFAULT_EPOCHS_DIGITS: Final = 60
 
@@ -35,16 +35,20 @@ class Config:
         hidden: widths of the mlp's hidden layers; None: the model's default.
         optimizer: name of the optimizer (`baselines.optimizers.OPTIMIZERS`): as in `torch.optim` where it has one
             (sgdm has Nesterov momentum 0.9), else apo's rule.
-        method: fixed, cosine, step or apo.
-        lr: initial learning rate, in parameter units per gradient unit (for cosine and step: the peak).
-        weight_decay: None: the default (0.01 for adamw, else 0); quasi-adam has none.
+        method: name of the method (`baselines.methods.METHODS`), which sets the learning rate.
+        lr: initial learning rate, in parameter units per gradient unit (for schedules: the peak). None: 1e-3, and 1 for
+            the methods that estimate the learning rate, where it is a factor on the estimate.
+        weight_decay: None: the default (0.01 for adamw, else 0); quasi-adam and sdlbfgs have none.
         damping: of kfac; None: its default.
+        eps: of adahessian; None: its default.
         rule: use apo's own update rule where `torch.optim` has the optimizer too.
         epochs: passes over the training set; None: 10 (digits: 60), unless `steps` is given.
         steps: length of the run in steps, instead of `epochs`.
         batch_size: examples a step; the last batch of an epoch holds what is left.
         seed: of the initial weights and of the data order.
-        decay_factor: of the step method: the learning rate is multiplied by it at each of `decay_at`.
+        warmup: of schedules: the fraction of the run over which the learning rate first grows along a line from 0.
+        decay_factor: the learning rate is multiplied by it at each of `decay_at` by the step method, and over the whole
+            run by the exponential method.
         decay_at: of the step method: fractions of the run, each in (0, 1).
         tune: of apo: names of the hyperparameters that are tuned, globally; for all but lr a rule is needed.
         meta: of apo: newton or paper, what moves them.
@@ -67,14 +71,16 @@ class Config:
     hidden: tuple[int, ...] | None = None
     optimizer: str = "adamw"
     method: str = "apo"
-    lr: float = 1e-3
+    lr: float = None  # type: ignore[assignment]  # filled in from the method's entry
     weight_decay: float | None = None
     damping: float | None = None
+    eps: float | None = None
     rule: bool = False
     epochs: int | None = None
     steps: int | None = None
     batch_size: int = 100
     seed: int = 0
+    warmup: float = 0.0
     decay_factor: float = 0.1
     decay_at: tuple[float, ...] = (0.5, 0.75)
     tune: tuple[str, ...] = ("lr",)
@@ -91,17 +97,20 @@ class Config:
             ("data", tuple(LOADERS)),
             ("model", tuple(MODELS)),
             ("optimizer", tuple(OPTIMIZERS)),
-            ("method", METHODS),
+            ("method", tuple(METHODS)),
             ("meta", META),
         ):
             _require(getattr(self, name) in choices, name, getattr(self, name), f"one of {', '.join(choices)}")
+        if vars(self)["lr"] is None:
+            object.__setattr__(self, "lr", METHODS[self.method].lr)
         for name in ("examples", "epochs", "steps", "batch_size", "every", "eval_every", "log_every"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
-        for name in ("lr", "weight_decay", "damping", "fsd", "wsd"):
+        for name in ("lr", "weight_decay", "damping", "eps", "fsd", "wsd"):
             value = getattr(self, name)
             _require(value is None or (math.isfinite(value) and value >= 0), name, value, "finite and at least 0")
         _require(0 <= self.label_noise <= 1, "label_noise", self.label_noise, "in [0, 1]")
+        _require(0 <= self.warmup <= STABLE, "warmup", self.warmup, f"in [0, {STABLE}]")
         _require(0 < self.decay_factor <= 1, "decay_factor", self.decay_factor, "in (0, 1]")
         _require(all(0 < at < 1 for at in self.decay_at), "decay_at", self.decay_at, "fractions of the run, in (0, 1)")
         if self.epochs is not None and self.steps is not None:
@@ -112,6 +121,13 @@ class Config:
                 f"kfac takes a model's outputs for the logits of classes, which the {self.model}'s are not; "
                 "use another --optimizer or --model"
             )
+        suited = METHODS[self.method].optimizers
+        if self.optimizer not in suited:
+            raise ValueError(
+                f"--method {self.method} does not work with {self.optimizer}; it does with {', '.join(suited)}"
+            )
+        if self.rule and OPTIMIZERS[self.optimizer].rule is None:
+            raise ValueError(f"--rule is not possible: apo has no {self.optimizer} of its own; leave out --rule")
         _require(len(self.tune) > 0, "tune", self.tune, "one name or more, such as lr")
         if set(self.tune) != {"lr"} and not self.uses_rule:
             rules = ", ".join(name for name, optimizer in OPTIMIZERS.items() if optimizer.of_torch is None)
@@ -136,12 +152,12 @@ class Config:
         """
         for name in given:
             value = getattr(self, name)
-            for method, options in OPTIONS.items():
-                if name in options and method != self.method:
-                    raise ValueError(
-                        f"{name}={value!r} is an option of --method {method}, and --method {self.method} ignores it; "
-                        f"leave out --{name.replace('_', '-')}"
-                    )
+            methods = [method for method, entry in METHODS.items() if name in entry.options]
+            if (methods and self.method not in methods) or name in METHODS[self.method].ignores:
+                of = f" is an option of --method {', '.join(methods)}, and" if methods else ":"
+                raise ValueError(
+                    f"{name}={value!r}{of} --method {self.method} ignores it; leave out --{name.replace('_', '-')}"
+                )
             owners = [owner for owner, optimizer in OPTIMIZERS.items() if name in optimizer.options]
             if owners and self.optimizer not in owners:
                 raise ValueError(

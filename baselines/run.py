@@ -138,7 +138,7 @@ class Run:
         build, self.loss, _ = MODELS[config.model]
         self.model = build((shape[0], shape[1], shape[2]), self.data.classes, config.hidden)
         self.model.to(self.device).train()
-        self.method = METHODS[config.method](self.model, config)
+        self.method = METHODS[config.method].make(self.model, config)
         self.order = Order(examples, config.batch_size, config.seed)
         self.step = 0
         self.seconds = 0.0  # spent in training steps; evaluations are not counted
@@ -182,7 +182,8 @@ class Run:
 
     def evaluate(self, data: tuple[Tensor, Tensor]) -> tuple[float, float | None]:
         """Mean loss and accuracy (None without classes) on inputs and targets, in eval mode, as things stand now."""
-        return evaluate(self.model, data, self.loss)
+        with self.method.evaluating():
+            return evaluate(self.model, data, self.loss)
 
     def outcome(self) -> dict[str, Any]:
         """Loss and accuracy on the whole training set and on the test set, and the hyperparameters, as things stand."""

