@@ -1,6 +1,7 @@
 """The two theorems on idealised APO, where they hold and where the printed one does not."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -33,6 +34,16 @@ def test_the_printed_condition_lets_a_path_swing_for_ever() -> None:
     torch.testing.assert_close(path.points[:, 0], tensor(*[(-1.0) ** k for k in range(STEPS + 1)]))
     printed = 2.0 * oracle.bound(3.0 / 4.0, path.losses[0].item(), STEPS)
     assert path.effective.min() ** 2 > 10.0 * printed
+
+
+def test_the_printed_condition_does_not_give_the_printed_bound() -> None:
+    """λ a little above L/4: now the path falls, but more slowly than printed, and λ = L/2 is there after a step."""
+    line = oracle.Affine(tensor(0.0), tensor(1.0)[:, None])
+    path = oracle.projected_gradient(line, quadratic(tensor(0.0), 3.0), tensor(1.0), 0.26 * 3.0, 6)
+    assert path.losses.diff().max() < 0.0
+    assert path.effective[:-1].min() ** 2 > 1.2 * 2.0 * oracle.bound(0.26 * 3.0, path.losses[0].item(), 6)
+    path = oracle.projected_gradient(line, quadratic(tensor(0.0), 3.0), tensor(1.0), 0.5 * 3.0, 1)
+    assert path.effective[1] == 0.0
 
 
 @settings(max_examples=40)
@@ -69,33 +80,44 @@ def test_theorem_1_on_circles(radius: float, distance: float, angle: float, lips
     assert path.effective[:-1].min() ** 2 <= oracle.bound(penalty, excess, steps) * (1 + 1e-9) + 1e-20
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_theorem_1_on_the_range_of_a_network(seed: int) -> None:
-    """Outputs tanh(wx) of one weight on four inputs: a curve, whose curvature is taken from its derivatives."""
+def network(seed: int, outputs: int) -> Callable[[Tensor], Tensor]:
+    """A residual network of one trained weight w, xw + vᵀtanh(uxw + b) at a few inputs x: its range is a curve."""
     generator = torch.Generator().manual_seed(seed)
-    inputs = 0.5 + torch.rand(4, generator=generator, dtype=torch.float64)
+    x = torch.randn(outputs, generator=generator, dtype=torch.float64)
+    u, v, b = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    return lambda weight: weight * x + torch.tanh(weight * x[:, None] * u + b) @ v
 
-    def outputs(weight: Tensor) -> Tensor:
-        return torch.tanh(weight * inputs)
 
-    grid = torch.linspace(-3.0, 3.0, 601, dtype=torch.float64)
-    rows = torch.tanh(grid[:, None] * inputs)
-    velocity = (1.0 - rows**2) * inputs
-    bend = -2.0 * rows * (1.0 - rows**2) * inputs**2
-    speed = velocity.square().sum(1)
-    along = (bend * velocity).sum(1) / speed
-    curvature = ((bend - along[:, None] * velocity).norm(dim=1) / speed).max().item()
-    target = 0.8 * torch.tanh(0.7 * inputs) + 0.1 * torch.randn(4, generator=generator, dtype=torch.float64)
-    loss = quadratic(target)
-    manifold = oracle.Range(outputs, tensor(-1.0, 0.0, 1.0)[:, None])
-    start = outputs(tensor(-1.0))
-    largest = (rows - target).norm(dim=1).max().item()
-    penalty = max(curvature * largest, 0.5)
-    path = oracle.projected_gradient(manifold, loss, start, penalty, 10)
-    least = torch.stack([loss(row) for row in rows]).min().item()
-    assert path.losses.diff().max() <= 1e-12
-    for steps in (1, 5, 10):
-        assert path.effective[:steps].min() ** 2 <= oracle.bound(penalty, path.losses[0].item() - least, steps)
+def curvature(derivative: Tensor, second: Tensor) -> float:
+    """The largest curvature of a curve, by its derivatives at many points, [G, n] each."""
+    speed = derivative.square().sum(1, keepdim=True)
+    normal = second - (second * derivative).sum(1, keepdim=True) / speed * derivative
+    return (normal.norm(dim=1) / speed[:, 0]).max().item()
+
+
+@settings(max_examples=8)
+@given(seed=st.integers(0, 10_000), lipschitz=st.floats(0.1, 10.0), count=st.integers(2, 4))
+def test_theorem_1_on_the_range_of_a_network(seed: int, lipschitz: float, count: int) -> None:
+    """Each step is to the nearest point of the whole curve, and the bound holds after any number of them."""
+    outputs = network(seed, count)
+    grid = torch.linspace(-6.0, 6.0, 1201, dtype=torch.float64)[:, None]
+    rows = torch.func.vmap(outputs)(grid)
+    slope = torch.func.jacrev(outputs)
+    derivative = torch.func.vmap(slope)(grid)[..., 0]
+    second = torch.func.vmap(torch.func.jacrev(slope))(grid)[..., 0, 0]
+    noise = torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    target = rows[800] + 0.3 * noise
+    loss = quadratic(target, lipschitz)
+    start = rows[400]
+    excess = loss(start).item() - min(loss(row).item() for row in rows)
+    penalty = sufficient(lipschitz, curvature(derivative, second), loss(start).item())
+    manifold = oracle.Range(outputs, torch.linspace(-4.0, 4.0, 5, dtype=torch.float64)[:, None], iterations=30)
+    path = oracle.projected_gradient(manifold, loss, start, penalty, 5)
+    for steps in range(1, 6):
+        here = path.points[steps - 1]
+        wanted = here - lipschitz * (here - target) / (2.0 * penalty)
+        assert (path.points[steps] - wanted).norm() <= (rows - wanted).norm(dim=1).min() + 1e-9
+        assert path.effective[:steps].min() ** 2 <= oracle.bound(penalty, excess, steps) * (1 + 1e-9) + 1e-20
 
 
 def test_the_nearest_points_of_a_range_are_those_of_a_fine_grid() -> None:
@@ -131,6 +153,25 @@ def test_theorem_2_on_soft_targets(seed: int) -> None:
     ratios = errors[1:][kept] / errors[:-1][kept] ** 2
     spread = torch.sigmoid(path.points) * (1.0 - torch.sigmoid(path.points))
     assert len(ratios) >= 2 and errors[-1] < 1e-12
+    assert bool((ratios <= 1.0 / (6.0 * math.sqrt(3.0)) / spread.min()).all())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_theorem_2_on_the_range_of_a_network(seed: int) -> None:
+    """The same on a curved manifold, with soft targets that the network can meet."""
+    outputs = network(seed, 3)
+    best = outputs(tensor(0.4))
+
+    def loss(point: Tensor) -> Tensor:
+        return (torch.nn.functional.softplus(point) - torch.sigmoid(best) * point).sum()
+
+    manifold = oracle.Range(outputs, tensor(0.0, 1.0)[:, None], iterations=30)
+    path = oracle.proximal_newton(manifold, loss, outputs(tensor(0.7)), 5)
+    errors = (path.points - best).norm(dim=1)
+    kept = errors[:-1] > 1e-4  # below, the next error is rounding
+    ratios = errors[1:][kept] / errors[:-1][kept] ** 2
+    spread = torch.sigmoid(path.points) * (1.0 - torch.sigmoid(path.points))
+    assert len(ratios) >= 2 and errors[-1] < 1e-8
     assert bool((ratios <= 1.0 / (6.0 * math.sqrt(3.0)) / spread.min()).all())
 
 
