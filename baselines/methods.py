@@ -6,9 +6,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from torch import nn
 
-from baselines.comparators import schedules
 from baselines.comparators.contract import Method
-from baselines.comparators.schedules import Plateau, Scheduled
+from baselines.comparators.schedules import (
+    Plateau,
+    Schedule,
+    Scheduled,
+    constant,
+    cosine,
+    exponential,
+    linear,
+    steps,
+    wsd,
+)
 from baselines.comparators.tuned import Apo
 from baselines.optimizers import OPTIMIZERS
 
@@ -34,19 +43,19 @@ class Entry(NamedTuple):
     lr: float = 1e-3
 
 
-def _scheduled(schedule: schedules.Schedule, *options: str) -> Entry:
+def _scheduled(schedule: Schedule, *options: str) -> Entry:
     return Entry(partial(Scheduled, schedule=schedule), ("warmup", *options))
 
 
 _DIFFERENTIATED: Final = tuple(name for name, optimizer in OPTIMIZERS.items() if not optimizer.evaluates_itself)
 
 METHODS: Final[dict[str, Entry]] = {
-    "fixed": _scheduled(schedules.constant),
-    "step": _scheduled(schedules.steps, "decay_factor", "decay_at"),
-    "exponential": _scheduled(schedules.exponential, "decay_factor"),
-    "linear": _scheduled(schedules.linear),
-    "cosine": _scheduled(schedules.cosine),
-    "wsd": _scheduled(schedules.wsd),
+    "fixed": _scheduled(constant),
+    "step": _scheduled(steps, "decay_factor", "decay_at"),
+    "exponential": _scheduled(exponential, "decay_factor"),
+    "linear": _scheduled(linear),
+    "cosine": _scheduled(cosine),
+    "wsd": _scheduled(wsd),
     "plateau": Entry(Plateau),
     "apo": Entry(Apo, ("meta", "every", "fsd", "wsd", "tune"), _DIFFERENTIATED),
 }
