@@ -42,6 +42,55 @@ def test_a_source_file_is_a_block_of_code_whatever_it_holds(tmp_path: Path) -> N
     assert '```text linenums="1"\ncff-version' in hooks.source("a.cff", tmp_path)
 
 
+def test_what_belongs_to_an_item_is_indented_by_four() -> None:
+    text = """Before:
+- One,
+  wrapped.
+
+  ```python
+  if x:
+      - y
+  ```
+- Two.
+  - Below.
+
+Text of
+2015. Not a list.
+
+    - code
+
+1. Three
+
+   more
+2. Four
+"""
+    made = """Before:
+
+- One,
+    wrapped.
+
+    ```python
+    if x:
+        - y
+    ```
+
+- Two.
+    - Below.
+
+Text of
+2015. Not a list.
+
+    - code
+
+1. Three
+
+    more
+
+2. Four
+"""
+    assert hooks.indented(text) == made
+
+
 def test_a_notebook_is_its_cells_and_their_outputs() -> None:
     prose = {"cell_type": "markdown", "source": ["# Title\n", "Text."]}
     printed = {"output_type": "stream", "text": ["1\n", "2\n"]}
@@ -62,17 +111,20 @@ def test_a_notebook_with_an_output_of_another_kind_is_refused() -> None:
 
 
 def test_equations_are_mathml(caplog: pytest.LogCaptureFixture) -> None:
-    content = r'<span class="arithmatex">\(\theta &lt; 1\)</span><div class="arithmatex">\[\tfrac12\]</div>'
+    aligned = r"\begin{aligned} a &= \tfrac12 \end{aligned}"
+    content = rf'<span class="arithmatex">\(\theta\)</span><div class="arithmatex">\[{aligned}\]</div>'
     made = hooks.EQUATION.sub(lambda found: hooks.mathml(found[2], found[1], "a.md"), content)
     assert re.findall('<math [^>]*display="([a-z]+)"', made) == ["inline", "block"]
     assert "arithmatex" not in made
+    assert "<mtable" in made
     assert not caplog.records
 
 
-def test_an_unknown_command_in_an_equation_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("tex", "unknown"), [(r"\nosuch x", r"\nosuch"), ("a & b", "&")])
+def test_what_an_equation_cannot_show_is_warned_of(tex: str, unknown: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        hooks.mathml(r"\nosuch x", "span", "a.md")
-    assert r"a.md: \nosuch in the equation" in caplog.text
+        hooks.mathml(tex, "span", "a.md")
+    assert f"a.md: {unknown} in the equation" in caplog.text
 
 
 def test_a_public_name_refers_to_the_reference_unless_it_is_a_link() -> None:

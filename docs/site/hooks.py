@@ -29,6 +29,9 @@ log = logging.getLogger("mkdocs.hooks.site")
 OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "tutorials/README.md", "tutorials/*.ipynb")
 """The pages that do not lie in docs/."""
 LINK = re.compile(r"\]\(([^)#\s]+)")
+FIRST = re.compile(r"([-*+]|1\.) +")
+ITEM = re.compile(r"([-*+]|\d+\.) +")
+FENCE = re.compile(r"`{3,}|~{3,}")
 LINE = re.compile(r"__codelineno-\d+-(\d+)")
 LINES = re.compile(r'(href="[^"#]*#L\d+)-L\d+"')
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
@@ -91,6 +94,11 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     return tree
 
 
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Indent lists as Python-Markdown reads them."""
+    return markdown if page.file.dest_uri.startswith("source/") else indented(markdown)
+
+
 def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Write equations as MathML, link names of the API, and give lines of source the anchors that GitHub gives them."""
     if page.file.dest_uri.startswith("source/"):
@@ -147,6 +155,34 @@ def fenced(text: str, info: str) -> str:
     return f"{fence}{info}\n{text.rstrip()}\n{fence}"
 
 
+def indented(text: str) -> str:
+    """What belongs to an item of a list indented by four a level: GitHub needs the width of the item's mark, "- ".
+
+    As on GitHub, a list may follow a paragraph, and an item the paragraphs of another, without an empty line between.
+    """
+    lines: list[str] = []
+    width, shift, fence, nested = 0, 0, "", False
+    for line in text.split("\n"):
+        content = line.lstrip(" ")
+        indent = len(line) - len(content)
+        if not fence:
+            if content and not indent:
+                item = (ITEM if width else FIRST).match(line)
+                if item and (nested or not width) and lines and lines[-1]:
+                    lines.append("")
+                nested = False
+                if item or not lines or not lines[-1]:
+                    width = item.end() if item else 0
+            nested = nested or bool(content and indent and lines and not lines[-1])
+            shift = (4 - width) * (indent // width) if width else 0
+            opening = FENCE.match(content)
+            fence = opening[0] if opening else ""
+        elif content.rstrip() == fence:
+            fence = ""
+        lines.append(" " * shift + line if content else "")
+    return "\n".join(lines)
+
+
 def notebook(content: dict[str, Any], name: str) -> tuple[str, dict[str, bytes]]:
     """The cells of a notebook and their outputs as Markdown, and its images by their path beside it.
 
@@ -173,8 +209,9 @@ def notebook(content: dict[str, Any], name: str) -> tuple[str, dict[str, bytes]]
 
 def mathml(tex: str, tag: str, page: str) -> str:
     """An equation as MathML, in a line of text (span) or on its own (div); one with an unknown command is warned of."""
-    equation = str(convert(tex, display="block" if tag == "div" else "inline"))
-    if unknown := re.findall(r"\\\w*", equation):
+    known = tex.replace("{aligned}", "{align*}").replace(r"\arg", r"\operatorname{arg}")
+    equation = str(convert(known, display="block" if tag == "div" else "inline"))
+    if unknown := re.findall(r"\\\w*|(?<=<mi>)&(?=</mi>)", equation):
         log.warning(f"{page}: {', '.join(unknown)} in the equation {tex!r} cannot be shown")
     return equation
 
