@@ -1,5 +1,6 @@
 """The documentation site: what its hooks make of pages, and that its reference holds every public name."""
 
+import json
 import logging
 import re
 import sys
@@ -8,6 +9,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+from mkdocs.exceptions import Abort
 
 import apo
 from docs.site import hooks
@@ -160,3 +164,31 @@ def test_the_reference_holds_every_public_name() -> None:
     assert {f"apo.{name}" for name in apo.__all__ if not isinstance(getattr(apo, name), ModuleType)} <= given.keys()
     assert {"apo.discrepancies", "apo.domains"} <= set(whole)
     assert set(apo.problems.__all__) <= {name for path in whole for name in vars(sys.modules[path])}
+
+
+def test_a_project_becomes_a_site(tmp_path: Path) -> None:
+    files = {
+        "mkdocs.yml": f"site_name: x\nstrict: true\nsite_dir: build\nplugins: []\nhooks: [{hooks.__file__}]\n"
+        "theme: {name: mkdocs, highlightjs: false}\nvalidation: {anchors: ignore}\n"
+        "markdown_extensions: [{pymdownx.highlight: {anchor_linenums: true}}, pymdownx.superfences]\n"
+        "nav: [README.md, docs/*.md, tutorials/*.ipynb]\n",
+        "README.md": "# X\n\n[a](docs/a.md#there) [b](src/b.py#L2)\n",
+        "docs/a.md": "# A\n\n## There\n\n[up](../README.md) [b](../src/b.py#L1-L2) [c](../tutorials/1_c.ipynb)\n",
+        "docs/a.json": "{}",
+        "src/b.py": "x = 1\ny = 2\n",
+        "tutorials/1_c.ipynb": json.dumps(
+            {"cells": [cell("1", {"output_type": "display_data", "data": {"image/png": PIXEL}})]}
+        ),
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    build(load_config(str(tmp_path / "mkdocs.yml")))
+    site = tmp_path / "build"
+    assert all(link in (site / "index.html").read_text() for link in ('href="a/#there"', 'href="source/src/b.py/#L2"'))
+    assert 'href="../source/src/b.py/#L1"' in (site / "a" / "index.html").read_text()
+    assert 'id="L2"' in (site / "source" / "src" / "b.py" / "index.html").read_text()
+    assert (site / "tutorials" / "1_c" / "0_0.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "README.md").write_text("[b](src/b.py#L3)")
+    with pytest.raises(Abort, match="1 warnings"):
+        build(load_config(str(tmp_path / "mkdocs.yml")))
