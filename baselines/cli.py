@@ -58,7 +58,9 @@ def _add_train(commands: Any) -> None:
     option(method, "--damping", "of --optimizer kfac: damping (default: that of apo.kfac)", type=float)
     option(method, "--eps", "of --optimizer adahessian: epsilon (default: 1e-4)", type=float)
     option(method, "--rule", "use apo's own update rule where torch.optim has the optimizer too", action="store_true")
-    warmup = "of schedules: the fraction of the run over which the learning rate grows from 0"
+    meta_lr = "of --method hd and gdtuo: learning rate of the learning rate (default: the authors')"
+    option(method, "--meta-lr", meta_lr, type=float)
+    warmup = "of schedules and schedule-free: the fraction of the run over which the learning rate grows from 0"
     option(method, "--warmup", warmup, type=float, metavar="FRACTION")
     decay = "of --method step: the factor at each decay; of exponential: over the whole run"
     option(method, "--decay-factor", decay, type=float, metavar="FACTOR")
@@ -66,7 +68,7 @@ def _add_train(commands: Any) -> None:
     tune = "of --method apo: what is tuned; anything but lr needs --rule, or an optimizer not in torch.optim"
     option(method, "--tune", tune, type=_names, action="extend", metavar="LIST")
     option(method, "--meta", "of --method apo: how it is moved", choices=META)
-    option(method, "--every", "of --method apo: steps between meta-steps", type=int, metavar="K")
+    option(method, "--every", "of --method apo and gen: steps between changes of lr", type=int, metavar="K")
     option(method, "--fsd", "of --method apo: weight of the function-space discrepancy", type=float)
     option(method, "--wsd", "of --method apo: weight of the weight-space discrepancy", type=float)
     run = train.add_argument_group("run")

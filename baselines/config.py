@@ -46,13 +46,16 @@ class Config:
         steps: length of the run in steps, instead of `epochs`.
         batch_size: examples a step; the last batch of an epoch holds what is left.
         seed: of the initial weights and of the data order.
-        warmup: of schedules: the fraction of the run over which the learning rate first grows along a line from 0.
+        meta_lr: of hd (its β) and gdtuo (of the SGD on top): the learning rate of the learning rate; None: the authors'
+            for the optimizer.
+        warmup: of schedules and schedule-free: the fraction of the run over which the learning rate first grows along a
+            line from 0.
         decay_factor: the learning rate is multiplied by it at each of `decay_at` by the step method, and over the whole
             run by the exponential method.
         decay_at: of the step method: fractions of the run, each in (0, 1).
         tune: of apo: names of the hyperparameters that are tuned, globally; for all but lr a rule is needed.
         meta: of apo: newton or paper, what moves them.
-        every: of apo: steps between two meta-steps.
+        every: of apo and gen: steps between two changes of the learning rate.
         fsd: of apo: weight of the function-space discrepancy.
         wsd: of apo: weight of the weight-space discrepancy.
         eval_every: steps between two evaluations on the test set; None: an epoch's.
@@ -80,6 +83,7 @@ class Config:
     steps: int | None = None
     batch_size: int = 100
     seed: int = 0
+    meta_lr: float | None = None
     warmup: float = 0.0
     decay_factor: float = 0.1
     decay_at: tuple[float, ...] = (0.5, 0.75)
@@ -106,7 +110,7 @@ class Config:
         for name in ("examples", "epochs", "steps", "batch_size", "every", "eval_every", "log_every"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
-        for name in ("lr", "weight_decay", "damping", "eps", "fsd", "wsd"):
+        for name in ("lr", "weight_decay", "damping", "eps", "meta_lr", "fsd", "wsd"):
             value = getattr(self, name)
             _require(value is None or (math.isfinite(value) and value >= 0), name, value, "finite and at least 0")
         _require(0 <= self.label_noise <= 1, "label_noise", self.label_noise, "in [0, 1]")

@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from torch import nn
 
 from baselines.comparators.contract import Method
+from baselines.comparators.estimating import DoG, Prodigy, d_adaptation
+from baselines.comparators.gdtuo import Gdtuo
+from baselines.comparators.gen import GeN
+from baselines.comparators.hypergradient import Hypergradient
+from baselines.comparators.schedule_free import ScheduleFree
 from baselines.comparators.schedules import (
     Plateau,
     Schedule,
@@ -57,5 +62,12 @@ METHODS: Final[dict[str, Entry]] = {
     "cosine": _scheduled(cosine),
     "wsd": _scheduled(wsd),
     "plateau": Entry(Plateau),
+    "hd": Entry(Hypergradient, ("meta_lr",), ("sgd", "sgdm", "adam"), ("rule",)),
+    "gdtuo": Entry(Gdtuo, ("meta_lr",), ("sgd", "adam"), ("rule", "weight_decay")),
+    "prodigy": Entry(Prodigy, (), ("adam", "adamw"), ("rule",), lr=1.0),
+    "dadapt": Entry(d_adaptation, (), ("sgd", "sgdm", "adam", "adamw"), ("rule",), lr=1.0),
+    "dog": Entry(DoG, (), ("sgd",), ("rule",), lr=1.0),
+    "schedule-free": Entry(ScheduleFree, ("warmup",), ("sgdm", "adamw"), ("rule",)),
+    "gen": Entry(GeN, ("every",), ("sgd", "sgdm", "rmsprop", "adam", "adamw", "radam"), ("rule",)),
     "apo": Entry(Apo, ("meta", "every", "fsd", "wsd", "tune"), _DIFFERENTIATED),
 }

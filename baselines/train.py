@@ -165,7 +165,7 @@ def train(
 
 def _title(config: Config) -> str:
     """One line that names a run."""
-    shown = ("label_noise", "weight_decay", "damping", "eps", "warmup", "fsd", "wsd", "meta")
+    shown = ("label_noise", "weight_decay", "damping", "eps", "meta_lr", "warmup", "fsd", "wsd", "meta")
     changed = [
         f"{field.name.replace('_', ' ')} {getattr(config, field.name)}"
         for field in dataclasses.fields(config)

@@ -30,9 +30,9 @@ class Method(ABC):
 
     @abstractmethod
     def hypers(self) -> dict[str, float]:
-        """The learning rate that the last step used, and what else is tuned, by name.
+        """The learning rate in force, "lr", and what else is tuned, by name.
 
-        Before the first step: what it will start from; without "lr" where only the first gradient will tell.
+        It is that of the last step, or for apo that of the next. An estimated one is left out before the first step.
         """
 
     @abstractmethod

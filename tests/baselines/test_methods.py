@@ -1,0 +1,154 @@
+"""Every method with every optimizer keeps the contract: trains, repeats and resumes to the bit, reports its rate."""
+
+import io
+from functools import cache
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from baselines.config import Config
+from baselines.data import load
+from baselines.methods import METHODS
+from baselines.optimizers import OPTIMIZERS
+from baselines.run import Run
+
+DIGITS = load("digits")
+
+
+class Case(NamedTuple):
+    """A method with an optimizer."""
+
+    method: str
+    optimizer: str
+
+    def config(self, **options: Any) -> Config:
+        """20 steps that should reduce the loss."""
+        rates = {"sgd": 0.1, "sgdm": 0.03, "apollo": 0.3, "adahessian": 0.1, "sdlbfgs": 0.5, "sdlbfgs-released": 0.1}
+        lr = {} if METHODS[self.method].lr == 1.0 else {"lr": rates.get(self.optimizer, 3e-3)}
+        every = {"every": 3} if "every" in METHODS[self.method].options else {}
+        settings: dict[str, Any] = {"steps": 20, "log_every": 1, "eval_every": 7, "hidden": (16,)}
+        return Config(**self._asdict(), **{**settings, **lr, **every, **options})
+
+
+def cases() -> list[Case]:
+    """A fixed learning rate with every optimizer, the other schedules with two, and all that the other methods take."""
+    plain = [method for method, entry in METHODS.items() if entry.optimizers == tuple(OPTIMIZERS) and method != "fixed"]
+    others = [method for method in METHODS if method not in ("fixed", *plain)]
+    return [
+        *(Case("fixed", optimizer) for optimizer in OPTIMIZERS),
+        *(Case(method, optimizer) for method in plain for optimizer in ("sgdm", "adahessian")),
+        *(Case(method, optimizer) for method in others for optimizer in METHODS[method].optimizers),
+    ]
+
+
+CASES = cases()
+by_case = pytest.mark.parametrize("case", CASES, ids="-".join)
+
+
+@cache
+def whole(case: Case) -> Run:
+    """The run without a break."""
+    run = Run(case.config(), DIGITS)
+    list(run.rows())
+    return run
+
+
+def untimed(run: Run) -> list[dict[str, float | None]]:
+    """The history without its clock."""
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in run.history]
+
+
+@by_case
+def test_twenty_steps_reduce_the_loss(case: Case) -> None:
+    before, after = (whole(case).history[place]["test_loss"] for place in (0, -1))
+    assert before is not None and after is not None
+    assert after < before - (1e-6 if case.method in ("prodigy", "dadapt", "dog") else 0.05)  # they start from 1e-6
+
+
+@by_case
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(case: Case) -> None:
+    first = Run(case.config(), DIGITS)
+    for _ in range(8):
+        first.advance()
+    first.evaluate(DIGITS.test)  # leaves no trace
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    torch.manual_seed(99)
+    second = Run(Config.from_dict(state["config"]), DIGITS)
+    second.load_state_dict(state)
+    list(second.rows())
+    assert untimed(second) == untimed(whole(case))
+    for name, value in whole(case).model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("method", [method for method, entry in METHODS.items() if "sgd" in entry.optimizers])
+def test_the_learning_rate_that_is_reported_is_the_one_used(method: str) -> None:
+    """With SGD: every step is the reported learning rate times the gradient."""
+    run = Run(Case(method, "sgd").config(log_every=1), DIGITS)
+    twin = Run(Case("fixed", "sgd").config(), DIGITS)
+    reported = []
+    for _ in range(8):
+        before = {name: value.clone() for name, value in run.model.state_dict().items()}
+        twin.model.load_state_dict(before)
+        twin.advance()
+        coming = run.method.hypers().get("lr")
+        run.advance()
+        rate = coming if method == "apo" else run.method.hypers()["lr"]
+        if method == "apo" and run.step == 1:  # this rate is searched within the step
+            continue
+        assert rate is not None
+        reported.append(rate)
+        for name, parameter in twin.model.named_parameters():
+            moved = before[name] - run.model.state_dict()[name]
+            assert parameter.grad is not None
+            torch.testing.assert_close(moved, rate * parameter.grad, rtol=1e-3, atol=3e-8)
+    assert (len(set(reported)) == 1) == (method in ("fixed", "step", "plateau", "wsd"))  # these change it later
+
+
+def test_the_rate_of_the_adam_family_scales_its_first_step() -> None:
+    """|Δ| per weight at the first step: lr for Adam; (1 − β₁)/√(1 − β₂) of it where no bias is corrected."""
+    for method, optimizer, size in (
+        ("fixed", "adam", 1.0),
+        ("hd", "adam", 1.0),
+        ("gen", "adam", 1.0),
+        ("prodigy", "adam", 0.1 / 1e-3**0.5),
+        ("dadapt", "adam", 0.1 / 1e-3**0.5),
+    ):
+        run = Run(Case(method, optimizer).config(), DIGITS)
+        before = {name: value.clone().double() for name, value in run.model.state_dict().items()}
+        run.advance()
+        moved = torch.cat([(run.model.state_dict()[name] - before[name]).flatten() for name in before])
+        rate = run.method.hypers()["lr"]
+        assert moved.abs().max().item() == pytest.approx(size * rate, rel=0.1), (method, optimizer)
+
+
+def test_every_pair_that_is_not_offered_is_refused() -> None:
+    for method, entry in METHODS.items():
+        for optimizer in set(OPTIMIZERS) - set(entry.optimizers):
+            with pytest.raises(ValueError, match=f"--method {method} does not work with {optimizer}; it does with"):
+                Config(method=method, optimizer=optimizer)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": "hd", "optimizer": "sgd", "rule": True}, "rule=True: --method hd ignores it; leave out --rule"),
+        ({"method": "gdtuo", "optimizer": "sgd", "weight_decay": 0.1}, "weight_decay=0.1: --method gdtuo ignores it"),
+        ({"method": "prodigy", "warmup": 0.1}, "warmup=0.1 is an option of --method fixed.*--method prodigy ignores"),
+        ({"method": "fixed", "meta_lr": 0.1}, "meta_lr=0.1 is an option of --method hd, gdtuo, and --method fixed"),
+        ({"method": "hd", "optimizer": "sgd", "meta_lr": -1.0}, "meta_lr=-1.0.*at least 0"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config(**values)
+
+
+def test_an_lr_that_is_not_given_is_the_methods() -> None:
+    assert Config(method="prodigy").lr == Config(method="dog", optimizer="sgd").lr == 1.0
+    assert Config().lr == Config(method="hd", optimizer="sgd").lr == 1e-3
+    assert Config.from_dict(Config(method="prodigy", lr=0.5).to_dict()).lr == 0.5
