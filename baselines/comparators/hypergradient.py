@@ -55,8 +55,9 @@ class Hypergradient(OptimizerMethod):
         """What lr was multiplied by in the step that has been taken."""
         if "exp_avg" in state:
             beta1, beta2 = group["betas"]
-            mean = state["exp_avg"] / (1 - beta1 ** state["step"])
-            return mean / ((state["exp_avg_sq"] / (1 - beta2 ** state["step"])).sqrt() + group["eps"])
+            taken = state["step"].item()  # of float32, which would round the corrections
+            mean = state["exp_avg"] / (1 - beta1**taken)
+            return mean / ((state["exp_avg_sq"] / (1 - beta2**taken)).sqrt() + group["eps"])
         return grad + group["momentum"] * state["momentum_buffer"] if group["momentum"] else grad
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
 VARIANTS: Final = ("paper", "released")
 
@@ -92,8 +92,10 @@ class SdLBFGS(torch.optim.Optimizer):
             direction = direction / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
         before = parameters_to_vector(group["params"]).detach()
         after = before - group["lr"] * direction
+        sizes = [param.numel() for param in group["params"]]
         with torch.no_grad():
-            vector_to_parameters(after, group["params"])
+            for param, part in zip(group["params"], after.split(sizes), strict=True):
+                param.copy_(part.view_as(param))
         if released:
             state["grad"], state["s"] = grad, after - before
         else:

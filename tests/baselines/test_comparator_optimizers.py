@@ -24,11 +24,11 @@ def test_the_estimate_of_the_hessians_diagonal_is_right_in_the_mean() -> None:
 
     exact = torch.autograd.functional.hessian(loss, point).diagonal()
     draws = []
-    for _ in range(2000):
+    for _ in range(500):
         grads = torch.autograd.grad(loss(point), [point], create_graph=True)
         draws += hessian_diagonal(list(grads), [point])
     deviation, mean = torch.std_mean(torch.stack(draws), 0)
-    assert ((mean - exact).abs() < 4 * deviation / 2000**0.5).all()
+    assert ((mean - exact).abs() < 4 * deviation / 500**0.5).all()
     assert deviation.min() > 0.1  # the rest of the matrix is felt in a single draw
 
 
