@@ -144,9 +144,11 @@ def test_what_leads_nowhere_in_a_built_site_is_found(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "index.html").write_text('<p id="there"><a href="..">up</a><a href="#there">same</a>')
     (tmp_path / "x.png").touch()
-    good = '<a href="b/#there">1</a><a href="/b/">2</a><img src="x.png"><a href="https://example.org">3</a>'
+    good = '<a href="b/#there">1</a><a href="/p/b/">2</a><img src="x.png"><a href="https://example.org">3</a>'
+    good += '<link rel="canonical" href="https://example.org/p/">'
     (tmp_path / "index.html").write_text(good)
-    assert list(hooks.broken(tmp_path)) == []
+    assert list(hooks.broken(tmp_path, "/p/")) == []
+    assert list(hooks.broken(tmp_path)) == ["index.html leads to /p/b/, which is not there"]
     bad = '<a href="b/#gone">1</a><a href="c/">2</a><img src="y.png"><script src="https://example.org/s.js"></script>'
     (tmp_path / "index.html").write_text(bad)
     assert list(hooks.broken(tmp_path)) == [

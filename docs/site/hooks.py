@@ -109,7 +109,7 @@ def on_page_content(content: str, *, page: Page, config: MkDocsConfig, files: Fi
 
 def on_post_build(*, config: MkDocsConfig) -> None:
     """Check every link and image of the site that has been built."""
-    for problem in broken(Path(config.site_dir)):
+    for problem in broken(Path(config.site_dir), urlsplit(config.site_url or "").path or "/"):
         log.warning(problem)
 
 
@@ -233,7 +233,7 @@ class Links(HTMLParser):
         self.anchors |= {found[name] for name in ("id", "name") if name in found}
         if "src" in found:
             self.loads.add(found["src"])
-        if "href" in found:
+        if "href" in found and found.get("rel") != "canonical":
             (self.loads if tag == "link" else self.hrefs).add(found["href"])
 
 
@@ -244,15 +244,26 @@ def referenced(name: re.Match[str]) -> str:
     return f'<autoref identifier="apo.{name[3]}" optional><code>{name[2]}</code></autoref>'
 
 
-def broken(site: Path) -> Iterator[str]:
-    """What is wrong with the links of a built site: no such file or anchor, or something loaded from elsewhere."""
+def broken(site: Path, base: str = "/") -> Iterator[str]:
+    """What is wrong with the links of a built site: no such file or anchor, or something loaded from elsewhere.
+
+    Args:
+        site: Where it has been built.
+        base: The path that it will have on its host.
+
+    Yields:
+        A sentence for each.
+    """
+    site = site.resolve()
     pages = {path: Links(path.read_text(encoding="utf-8")) for path in sorted(site.rglob("*.html"))}
     for path, page in pages.items():
         name = path.relative_to(site).as_posix()
         yield from (f"{name} loads {url} from elsewhere" for url in sorted(page.loads) if is_external(url))
         for url in sorted(url for url in page.hrefs | page.loads if not is_external(url)):
             _, _, target, _, anchor = urlsplit(url)
-            file = (site / target[1:] if target.startswith("/") else path.parent / unquote(target)) if target else path
+            absolute = target.startswith(base)
+            file = site / unquote(target.removeprefix(base)) if absolute else path.parent / unquote(target)
+            file = file if target else path
             file = (file / "index.html" if file.is_dir() else file).resolve()
             if not file.is_file():
                 yield f"{name} leads to {url}, which is not there"
