@@ -19,7 +19,7 @@ import torch
 from baselines.config import Config
 from baselines.fingerprint import ROOT, fingerprint
 from baselines.run import Run, pick_device
-from baselines.storage import load_checkpoint, provenance, replace_file, save_checkpoint
+from baselines.storage import load_checkpoint, provenance, save_checkpoint, write_text
 
 CELLS: Final = ROOT / "results" / "cells"
 FORMAT: Final = 1
@@ -147,7 +147,7 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_round(cell.to_json()), separators=(",", ":"), allow_nan=False) + "\n"
         path = self.folder / f"{name(cell.config, cell.code)}.json"
-        replace_file(path, lambda file: file.write(text.encode()))
+        write_text(text, path)
         self._keep(path.stem, Cell.from_json(json.loads(text)))
 
     def _keep(self, key: str, cell: Cell) -> None:

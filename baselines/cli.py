@@ -1,4 +1,4 @@
-"""The command line: `python -m baselines train ...`, `demo ...` and `short-horizon ...`."""
+"""The command line: `python -m baselines train`, `demo`, `short-horizon`, `run` and `report`."""
 
 import argparse
 import sys
@@ -8,6 +8,7 @@ from typing import Any
 
 from baselines.config import META, Config
 from baselines.data import LOADERS
+from baselines.experiments import BUDGETS, EXPERIMENTS
 from baselines.methods import METHODS
 from baselines.models import MODELS
 from baselines.optimizers import OPTIMIZERS
@@ -121,6 +122,30 @@ def _add_short_horizon(commands: Any) -> None:
     horizon.add_argument("--out", type=Path, metavar="DIR", help="default: runs/short-horizon")
 
 
+def _add_experiments(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="tables and figures of the papers, by name",
+        description="Carry out experiments: train what the cell store lacks, and write reports. What is stored is not "
+        "trained again, so the same command goes on after an interruption.",
+        argument_default=argparse.SUPPRESS,
+    )
+    report = commands.add_parser(
+        "report",
+        help="the reports again, from the stored cells",
+        description="Write the reports of experiments from the cells that are stored; nothing is trained.",
+        argument_default=argparse.SUPPRESS,
+    )
+    run.add_argument("names", nargs="+", choices=tuple(EXPERIMENTS), metavar="NAME", help=", ".join(EXPERIMENTS))
+    report.add_argument("names", nargs="*", metavar="NAME", help="default: all of them")
+    run.add_argument("--workers", type=int, metavar="N", help="processes of one thread (default: one a core)")
+    run.add_argument("--older", action="store_true", help="count cells that were computed by earlier code")
+    for parser in (run, report):
+        parser.add_argument("--budget", choices=BUDGETS, help="default: short")
+        parser.add_argument("--out", type=Path, metavar="DIR", help="default: docs/results")
+        parser.add_argument("--cells", type=Path, metavar="DIR", help="the store (default: results/cells)")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(prog="python -m baselines", description="Comparators and training tasks of apo.")
@@ -128,6 +153,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_demo(commands)
     _add_short_horizon(commands)
+    _add_experiments(commands)
     return parser
 
 
@@ -150,6 +176,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from baselines.demo import demo
 
             return demo(console, **options)
+        if command in ("run", "report"):
+            from baselines.experiments import commands
+
+            return int(getattr(commands, command)(console, **options))
         if command == "short-horizon":
             from baselines.short_horizon import short_horizon
 

@@ -8,11 +8,11 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from statistics import median
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import torch
 
@@ -22,6 +22,7 @@ from baselines.judge import score
 from baselines.run import Run
 
 Found = TypeVar("Found")
+Key = TypeVar("Key", bound=Hashable)
 Plan = Generator[list[Config], list[Cell], Found]
 Score = Callable[[Cell], float]
 
@@ -109,13 +110,13 @@ def _answer(plan: Plan[Any], give: Callable[[Config], Cell | None]) -> Generator
 
 
 def carry_out(
-    plans: Mapping[str, Plan[Any]],
+    plans: Mapping[Key, Plan[Any]],
     store: Store,
     *,
     workers: int | None = None,
     scratch: Path | None = None,
     report: Callable[[Cell], None] = lambda cell: None,
-) -> dict[str, Any]:
+) -> dict[Key, Any]:
     """Carry out plans side by side, storing each cell as it is there.
 
     Args:
@@ -129,7 +130,7 @@ def carry_out(
         What each plan returned.
     """
     driven = {name: _answer(plan, store.get) for name, plan in plans.items()}
-    found: dict[str, Any] = {}
+    found: dict[Key, Any] = {}
     under_way: dict[Future[Cell], Config] = {}
 
     def advance(pool: ProcessPoolExecutor | None) -> None:
@@ -163,6 +164,16 @@ def carry_out(
                 keep(future.result())
             advance(pool)
     return {name: found[name] for name in plans}
+
+
+def from_store(plan: Plan[Found], store: Store) -> Found | None:
+    """What a plan finds in the cells that are stored; None if it needs others."""
+    driven = _answer(plan, store.get)
+    try:
+        next(driven)
+    except StopIteration as stop:
+        return cast(Found, stop.value)
+    return None
 
 
 class Estimate(NamedTuple):

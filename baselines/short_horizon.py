@@ -21,7 +21,7 @@ from apo.problems import LEARNING_RATES, PENALTIES, Course, NoisyQuadratic, Poli
 from baselines.display import number
 from baselines.horizon_report import bias_figure, schedules_figure, text
 from baselines.plots import save
-from baselines.storage import provenance, replace_file, write_json
+from baselines.storage import provenance, write_json, write_text
 
 PAPER: Final = {
     "sgd": {"optimal": 3.3, "exponential": 4.6, "linear": 12.5, "fixed": 81.9},
@@ -185,6 +185,6 @@ def short_horizon(
         save(schedules_figure(found[kind], kind), folder / name)
     save(bias_figure(swept[0]), folder / "horizons.png")
     page = text(results)
-    replace_file(folder / "README.md", lambda file: file.write(page.encode()))
+    write_text(page, folder / "README.md")
     console.print(f"{results['seconds']['all']:.0f} s. Report: {folder / 'README.md'}", soft_wrap=True)
     return 0

@@ -63,7 +63,7 @@ def write_history(history: Sequence[Row], path: Path) -> None:
     writer = csv.DictWriter(text, list(history[0]) if history else COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
-    replace_file(path, lambda file: file.write(text.getvalue().encode()))
+    write_text(text.getvalue(), path)
 
 
 def finite(value: Any) -> Any:
@@ -77,10 +77,14 @@ def finite(value: Any) -> Any:
     return value
 
 
+def write_text(text: str, path: Path) -> None:
+    """Write text as UTF-8."""
+    replace_file(path, lambda file: file.write(text.encode()))
+
+
 def write_json(content: dict[str, Any], path: Path) -> None:
     """Write JSON with null for NaN and infinities."""
-    text = json.dumps(finite(content), indent=2, allow_nan=False) + "\n"
-    replace_file(path, lambda file: file.write(text.encode()))
+    write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n", path)
 
 
 def commit() -> str | None:

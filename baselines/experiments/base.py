@@ -1,0 +1,109 @@
+"""What an experiment is: curves in panels, each the best of a search, and a report in the layout of its source."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+from baselines.cells import Cell
+from baselines.config import Config
+from baselines.plans import Plan, best_of, search, walk
+
+Budget = Literal["smoke", "short", "full"]
+BUDGETS: Final[tuple[Budget, ...]] = ("smoke", "short", "full")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a figure and one row of its table: a configuration, and what is searched for it.
+
+    Attributes:
+        label: What it is called.
+        config: The configuration, or where the search starts.
+        walk: The field that is walked along the 1-3-10 grid, if one is.
+        options: The values that are tried instead, as fields and values.
+        against: The label of the curve of the same panel that it is compared with, if there is one.
+        seeds: How many the winner is run with.
+    """
+
+    label: str
+    config: Config
+    walk: str | None = None
+    options: tuple[Mapping[str, Any], ...] = ()
+    against: str | None = None
+    seeds: int = 3
+
+    def plan(self) -> Plan["Found"]:
+        """The search, and the winner's seeds."""
+        if self.walk is not None:
+            plan = walk(self.config, name=self.walk)
+        else:
+            plan = search([dataclasses.replace(self.config, **option) for option in self.options or ({},)])
+        winners, tried = yield from best_of(plan, self.seeds)
+        return Found(self, winners, tried)
+
+
+class Found(NamedTuple):
+    """What came of a curve.
+
+    Attributes:
+        curve: Which.
+        cells: The winner's, one a seed.
+        tried: All that the search tried with one seed, the best first.
+    """
+
+    curve: Curve
+    cells: list[Cell]
+    tried: list[Cell]
+
+    @property
+    def setting(self) -> str:
+        """The searched value that won, as field and value; empty where nothing was searched."""
+        return self.tried_setting(self.cells[0])
+
+    def tried_setting(self, cell: Cell) -> str:
+        """The searched value of a cell, as field and value."""
+        names = [self.curve.walk] if self.curve.walk else sorted({name for o in self.curve.options for name in o})
+        return ", ".join(f"{name} {_shown(getattr(cell.config, name))}" for name in names)
+
+    @property
+    def seconds(self) -> float:
+        """Of training steps, of one run of the winner."""
+        return _mean([cell.outcome["seconds"] or math.nan for cell in self.cells])
+
+    @property
+    def search_seconds(self) -> float:
+        """Of training steps, of all runs that one seed's search took."""
+        return sum(cell.outcome["seconds"] or math.nan for cell in self.tried)
+
+
+Panels = dict[str, list[Curve]]
+
+
+class Experiment(NamedTuple):
+    """A table or figure that can be run again.
+
+    Attributes:
+        source: Where it is from: the paper, and the figure or table.
+        title: What it shows.
+        panels: The curves of each panel at a budget.
+        departs: What is different here at each budget: the data set, the length, the sizes.
+    """
+
+    source: str
+    title: str
+    panels: Callable[[Budget], Panels]
+    departs: Mapping[Budget, str]
+
+    def plans(self, budget: Budget) -> dict[tuple[str, str], Plan[Found]]:
+        """The plan of every curve, by panel and label."""
+        return {(panel, curve.label): curve.plan() for panel, curves in self.panels(budget).items() for curve in curves}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,121 @@
+"""`python -m baselines run ...` and `report`: carry experiments out, and write what the cells say."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from baselines.cells import CELLS, Cell, Store
+from baselines.display import number
+from baselines.experiments import EXPERIMENTS
+from baselines.experiments.base import Budget, Found
+from baselines.experiments.report import figure, numbers, page
+from baselines.fingerprint import ROOT
+from baselines.plans import carry_out, estimate, from_store
+from baselines.plots import save
+from baselines.storage import write_json, write_text
+
+RESULTS: Final = ROOT / "docs" / "results"
+SCRATCH: Final = ROOT / "runs" / "cells"
+
+
+def _write(console: Console, name: str, budget: Budget, found: Mapping[tuple[str, str], Found], out: Path) -> None:
+    """Write an experiment's report, figure and numbers, from what was found by panel and label."""
+    results: dict[str, list[Found]] = {}
+    for (panel, _), each in found.items():
+        results.setdefault(panel, []).append(each)
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json({"experiment": name, "budget": budget, "panels": numbers(results)}, folder / "results.json")
+    save(figure(results), folder / "figure.png")
+    write_text(page(name, EXPERIMENTS[name], budget, results), folder / "README.md")
+    console.print(f"{name}: {folder / 'README.md'}")
+
+
+def run(
+    console: Console,
+    names: Sequence[str],
+    budget: Budget = "short",
+    workers: int | None = None,
+    older: bool = False,
+    out: Path = RESULTS,
+    cells: Path = CELLS,
+) -> int:
+    """Carry out experiments; cells that are there are not run again.
+
+    Args:
+        console: Where it is said.
+        names: Of experiments.
+        budget: smoke, short or full.
+        workers: Processes; None: one a core; 0: this one.
+        older: Whether cells of earlier code count.
+        out: Where the reports go.
+        cells: The folder of the store.
+
+    Returns:
+        The exit status.
+    """
+    store = Store(cells, older=older)
+    plans = {(name, *key): plan for name in names for key, plan in EXPERIMENTS[name].plans(budget).items()}
+    cost = estimate([plan for name in names for plan in EXPERIMENTS[name].plans(budget).values()], store)
+    stored = f"{cost.stored} runs are stored, at least {cost.missing} are to do"
+    console.print(f"{stored}: about {cost.seconds / 60:.0f} minutes of one core")
+    done = 0
+
+    def report(cell: Cell) -> None:
+        nonlocal done
+        done += 1
+        c = cell.config
+        what = f"{c.data} {c.model} {c.optimizer} {c.method} lr {c.lr:g} λ {c.fsd:g} seed {c.seed}"
+        console.print(f"{done}: {what}: loss {number(cell.loss)}, {cell.about['wall']:.0f} s", soft_wrap=True)
+
+    found = carry_out(plans, store, workers=workers, scratch=SCRATCH, report=report)
+    for name in names:
+        _write(
+            console,
+            name,
+            budget,
+            {(panel, label): found[of, panel, label] for of, panel, label in plans if of == name},
+            out,
+        )
+    return 0
+
+
+def report(
+    console: Console,
+    names: Sequence[str] = (),
+    budget: Budget = "short",
+    older: bool = True,
+    out: Path = RESULTS,
+    cells: Path = CELLS,
+) -> int:
+    """Write the reports of experiments from the cells that are stored, running nothing.
+
+    Args:
+        console: Where it is said.
+        names: Of experiments; none: all.
+        budget: smoke, short or full.
+        older: Whether cells of earlier code count.
+        out: Where the reports go.
+        cells: The folder of the store.
+
+    Returns:
+        The exit status: 1 if one that was named lacks cells.
+
+    Raises:
+        ValueError: A name that no experiment has.
+    """
+    if unknown := [name for name in names if name not in EXPERIMENTS]:
+        raise ValueError(f"no experiment is called {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
+    store, lacking = Store(cells, older=older), []
+    for name in names or EXPERIMENTS:
+        plans = EXPERIMENTS[name].plans(budget)
+        found = {key: each for key, plan in plans.items() if (each := from_store(plan, store)) is not None}
+        if len(found) < len(plans):
+            lacking.append(name)
+            lack = f"{len(plans) - len(found)} of {len(plans)} curves lack cells"
+            console.print(f"{name}: {lack}; python -m baselines run {name} --budget {budget}")
+        else:
+            _write(console, name, budget, found, out)
+    return 1 if names and lacking else 0

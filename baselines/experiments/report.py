@@ -1,0 +1,134 @@
+"""The report of an experiment: a table, a figure in the layout of the source, and the numbers behind both."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, Final
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from baselines.cells import FLOOR, Cell
+from baselines.experiments.base import Budget, Experiment, Found
+from baselines.judge import compare, mean_loss, score
+from baselines.plots import BLUE, GREEN, INK, VERMILION, tidy
+
+COLOURS: Final = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", INK, "#999933", "#882255")
+HEAD: Final = (
+    "",
+    "won",
+    "training loss",
+    "spread",
+    "log-loss area",
+    "test accuracy",
+    "against",
+    "ratio",
+    "verdict",
+    "s a run",
+    "s with its search",
+)
+ROWS: Final = {"loss": "loss of the batches", "test_accuracy": "test accuracy (%)", "lr": "learning rate"}
+Results = Mapping[str, Sequence[Found]]  # by panel
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}g}" if math.isfinite(value) else "-"
+
+
+def _row(found: Found, reference: Found | None) -> list[str]:
+    cells = found.cells
+    loss, scores = mean_loss(cells), [score(cell) for cell in cells]
+    accuracies = [cell.outcome["test_accuracy"] for cell in cells if cell.outcome["test_accuracy"] is not None]
+    comparison = compare(cells, reference.cells) if reference else None
+    return [
+        found.curve.label,
+        found.setting,
+        ("≤ " if 0 < loss <= FLOOR * (1 + 1e-9) else "") + _number(loss) if math.isfinite(loss) else "diverged",
+        f"×{math.exp(max(scores) - min(scores)):.2f}" if math.isfinite(loss) and len(scores) > 1 else "",
+        _number(fmean(cell.area for cell in cells)),
+        f"{100 * fmean(accuracies):.1f}" if accuracies else "",
+        reference.curve.label if reference else "",
+        _number(comparison.ratio) if comparison else "",
+        comparison.verdict if comparison else "",
+        f"{found.seconds:.0f}",
+        f"{found.search_seconds:.0f}",
+    ]
+
+
+def table(founds: Sequence[Found]) -> str:
+    """One panel as a table in Markdown."""
+    by_label = {found.curve.label: found for found in founds}
+    lines = [f"| {' | '.join(HEAD)} |", "| --- | --- |" + " ---: |" * (len(HEAD) - 2)]
+    lines += [f"| {' | '.join(_row(found, by_label.get(found.curve.against or '')))} |" for found in founds]
+    return "\n".join(lines)
+
+
+def _draw(axes: Axes, name: str, cells: Sequence[Cell], **style: Any) -> None:
+    """A curve of the first seed, without the rows where it is empty."""
+    curves = cells[0].curves
+    scale = 100.0 if name == "test_accuracy" else 1.0
+    points = [(at, scale * y) for at, y in zip(curves["step"], curves[name], strict=True) if at and y is not None]
+    axes.plot([at for at, _ in points], [y for _, y in points], **style)
+
+
+def figure(results: Results) -> Figure:
+    """Loss, test accuracy and learning rate in rows, the panels in columns; the first seed of every winner."""
+    picture = Figure(figsize=(4.6 * len(results), 9.5), layout="constrained", dpi=90)
+    grid = picture.subplots(len(ROWS), len(results), squeeze=False)
+    for place, (panel, founds) in enumerate(results.items()):
+        for axes, (name, label) in zip(grid[:, place], ROWS.items(), strict=True):
+            for found, colour in zip(founds, COLOURS * 3, strict=False):
+                own = found.cells[0].config.method == "apo"
+                style = {"color": colour, "linewidth": 2.0 if own else 1.3, "linestyle": "-" if own else "--"}
+                _draw(axes, name, found.cells, label=found.curve.label, **style)
+            if name != "test_accuracy":
+                axes.set_yscale("log")
+            tidy(axes, "step", label if place == 0 else "")
+        grid[0, place].set_title(panel, color=INK)
+        below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
+        grid[-1, place].legend(frameon=False, labelcolor=INK, fontsize=8, **below)
+    return picture
+
+
+def numbers(results: Results) -> dict[str, Any]:
+    """What the table and the figure are made of, by panel and label."""
+    return {
+        panel: {
+            found.curve.label: {
+                "won": found.setting,
+                "train_loss": [cell.loss for cell in found.cells],
+                "test_accuracy": [cell.outcome["test_accuracy"] for cell in found.cells],
+                "area": [cell.area for cell in found.cells],
+                "seconds": [cell.outcome["seconds"] for cell in found.cells],
+                "search_seconds": found.search_seconds,
+                "tried": {found.tried_setting(cell): cell.loss for cell in found.tried},
+            }
+            for found in founds
+        }
+        for panel, founds in results.items()
+    }
+
+
+def page(name: str, experiment: Experiment, budget: Budget, results: Results) -> str:
+    """The report in Markdown."""
+    cells = [cell for founds in results.values() for found in founds for cell in (*found.cells, *found.tried)]
+    devices = sorted({cell.about["device"] for cell in cells})
+    commits = sorted({str(cell.about["commit"])[:7] for cell in cells})
+    parts = [
+        f"# {experiment.title}",
+        f"{experiment.source}.",
+        f"    python -m baselines run {name} --budget {budget}",
+        experiment.departs[budget],
+    ]
+    for panel, founds in results.items():
+        parts += [f"## {panel}", table(founds)]
+    seeds = max(len(found.cells) for founds in results.values() for found in founds)
+    parts += [
+        "![Losses, accuracies and learning rates](figure.png)",
+        f"Loss: on the whole training set in eval mode at the end, the geometric mean over up to {seeds} seeds; losses "
+        f"under {FLOOR:g} count as {FLOOR:g}. Spread: the largest over the smallest. Area: the mean over the run of "
+        "the logarithm of the batch loss. Ratio: of the losses; better or worse when its logarithm is beyond two standard "
+        "errors. Seconds: in training steps, on one thread; the search is with one seed.",
+        f"Computed on {', '.join(devices)}, one thread a run, at {', '.join(commits)}.",
+    ]
+    return "\n\n".join(parts) + "\n"
