@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -59,10 +60,12 @@ class Cell:
         steps: Steps taken.
         parameters: Of the model.
         outcome: Losses and accuracies at the end, on the whole training set and the test set in eval mode, the
-            hyperparameters, and the seconds spent in training steps. None where a number was not finite.
+            hyperparameters, and the seconds spent in training steps (on a CPU: of its time). None where a
+            number was not finite.
         curves: By name, and "step": the mean batch loss since the last row, the learning rate, and where it was
             measured the test set's loss and accuracy; None between. What else is tuned follows by its name.
-        about: Device, threads, versions and commit; the time when it ended, and the seconds that it took in all.
+        about: Device, threads, versions and commit; the time when it ended, the seconds that it took in all, and what
+            it warned of.
     """
 
     config: Config
@@ -169,21 +172,18 @@ def compute(config: Config, scratch: Path | None = None) -> Cell:
             checkpoints.
     """
     torch.set_num_threads(1)
-    code, run = fingerprint(config), Run(config)
-    folder = None if scratch is None else scratch / name(config, code)
-    if folder is not None and any(folder.glob("checkpoint*")):
-        run.load_state_dict(load_checkpoint(folder))
-    started = saved = time.monotonic()
-    for row in run.rows():
-        if row is not None and not math.isfinite(row["loss"] or 0.0):
-            break
-        if folder is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_checkpoint(run, folder)
-            saved = time.monotonic()
+    # On one thread, the processor's time is what a run costs, however busy the machine is.
+    clock = time.process_time if pick_device(config.device).type == "cpu" else time.perf_counter
+    code, folder = fingerprint(config), None if scratch is None else scratch / name(config)
+    started = time.monotonic()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("default")
+        run = Run(config, clock=clock)
+        if folder is not None and any(folder.glob("checkpoint*")):
+            run.load_state_dict(load_checkpoint(folder))
+        _advance(run, folder)
+        outcome = run.outcome()
     last = run.history[-1]["loss"]
-    columns = [column for column in run.history[0] if column != "epoch"]
-    outcome = run.outcome()
     cell = Cell(
         config=config,
         code=code,
@@ -191,14 +191,31 @@ def compute(config: Config, scratch: Path | None = None) -> Cell:
         steps=run.step,
         parameters=sum(parameter.numel() for parameter in run.model.parameters()),
         outcome=outcome,
-        curves={column: [row[column] for row in run.history] for column in columns},
-        about=provenance(run.device) | {"time": int(time.time()), "wall": time.monotonic() - started},
+        curves={column: [row[column] for row in run.history] for column in run.history[0] if column != "epoch"},
+        about={
+            **provenance(run.device),
+            "time": int(time.time()),
+            "wall": time.monotonic() - started,
+            "warnings": sorted({str(warning.message) for warning in warned}),
+        },
     )
     if folder is not None and folder.exists():
         for path in folder.iterdir():
             path.unlink()
         folder.rmdir()
     return cell
+
+
+def _advance(run: Run, folder: Path | None) -> None:
+    """Train to the end, or to the first loss that is not finite, leaving checkpoints."""
+    saved = time.monotonic()
+    for row in run.rows():
+        if row is not None and not math.isfinite(row["loss"] or 0.0):
+            return
+        if folder is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(run, folder)
+            saved = time.monotonic()
 
 
 def missing(configs: Iterable[Config], store: Store) -> list[Config]:

@@ -60,11 +60,15 @@ def _text(path: Path) -> str:
     return ast.unparse(_parse(path))
 
 
+def _path(module: str) -> Path:
+    return ROOT / f"{module.replace('.', '/')}.py"
+
+
 @cache
 def _definitions(module: str) -> dict[str, ast.stmt]:
     """The statements at the top of a module, by the names that they define."""
     found: dict[str, ast.stmt] = {}
-    for statement in _parse(ROOT / f"{module.replace('.', '/')}.py").body:
+    for statement in _parse(_path(module)).body:
         match statement:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
                 found[name] = statement
@@ -84,22 +88,41 @@ def _entry(statement: ast.stmt, key: str) -> ast.AST:
     return statement.value.values[keys.index(key)]
 
 
+def _origin(module: str, name: str) -> str | None:
+    """The module or definition of the baselines that a name at the top of a module was imported from, if it was."""
+    statement = _definitions(module).get(name)
+    if not isinstance(statement, ast.ImportFrom) or not str(statement.module).startswith("baselines"):
+        return None
+    return f"{statement.module}." + next(a.name for a in statement.names if (a.asname or a.name) == name)
+
+
+def _uses(module: str, node: ast.AST) -> Iterator[tuple[str, str]]:
+    """The definitions of the baselines that some code of a module names, as module and name."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
+            origin = _origin(module, part.value.id)
+            if origin is not None and _path(origin).exists():
+                yield origin, part.attr
+        elif isinstance(part, ast.Name) and part.id in _definitions(module):
+            origin = _origin(module, part.id)
+            if origin is not None and not _path(origin).exists():
+                of, _, name = origin.rpartition(".")
+                yield of, name
+            elif origin is None and not isinstance(_definitions(module)[part.id], ast.ImportFrom):
+                yield module, part.id
+
+
 def _reached(chosen: _Chosen) -> Iterator[tuple[str, str, str]]:
     """Module, name and code of every definition in the baselines that training reaches."""
     left, seen = list(START), set(START)
     while left:
         module, name = left.pop()
         statement = _definitions(module)[name]
-        if isinstance(statement, ast.ImportFrom):
-            origin = next(alias.name for alias in statement.names if (alias.asname or alias.name) == name)
-            found = [(str(statement.module), origin)] if str(statement.module).startswith("baselines.") else []
-        else:
-            node = _entry(statement, str(getattr(chosen, TABLES[name]))) if name in TABLES else statement
-            yield module, name, ast.unparse(node)
-            names = sorted({part.id for part in ast.walk(node) if isinstance(part, ast.Name)})
-            found = [(module, used) for used in names if used in _definitions(module) and used not in VALUES]
-        left += [pair for pair in found if pair not in seen]
-        seen.update(found)
+        node = _entry(statement, str(getattr(chosen, TABLES[name]))) if name in TABLES else statement
+        yield module, name, ast.unparse(node)
+        found = {pair for pair in _uses(module, node) if pair[1] not in VALUES} - seen
+        left += sorted(found)
+        seen |= found
 
 
 def _of_apo(chosen: _Chosen) -> Iterator[Path]:

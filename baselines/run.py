@@ -124,10 +124,13 @@ class Run:
     Args:
         config: what to run.
         data: the task as `load_task(config)` gives it; read here when left out.
+        clock: what the seconds of training steps are read from.
     """
 
-    def __init__(self, config: Config, data: Data | None = None) -> None:
-        self.config = config
+    def __init__(
+        self, config: Config, data: Data | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.config, self.clock = config, clock
         self.device = pick_device(config.device)
         self.data = (load_task(config) if data is None else data).to(self.device)
         examples, *shape = self.data.train_inputs.shape
@@ -154,14 +157,14 @@ class Run:
         """Take one training step; at row steps, return the new row of the history."""
         if not self.history:
             self._record(None)
-        started = time.perf_counter()
+        started = self.clock()
         indices = self.order.draw().to(self.device)
         batch = self.data.train_inputs[indices], self.data.train_targets[indices]
         self._losses.append(self.method.step(batch, self.step / self.steps))
         self.step += 1
         at_row = self.finished or self.step % self.eval_every == 0 or self.step % self.config.log_every == 0
         loss = torch.stack(self._losses).double().mean().item() if at_row else None  # waits for the device
-        self.seconds += time.perf_counter() - started
+        self.seconds += self.clock() - started
         return self._record(loss) if at_row else None
 
     def rows(self) -> Iterator[Row | None]:

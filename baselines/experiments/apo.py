@@ -37,7 +37,7 @@ def lambdas(optimizer: str) -> tuple[Mapping[str, Any], ...]:
 def task(budget: Budget, **of_short: Any) -> dict[str, Any]:
     """The fields of a task at a budget: digits and a few steps for smoke, the given ones else."""
     if budget == "smoke":
-        return {"data": "digits", "model": of_short.get("model", "mlp"), "steps": 20, "log_every": 5, "eval_every": 10}
+        return {"data": "digits", "model": of_short.get("model", "mlp"), "steps": 8, "log_every": 4, "eval_every": 8}
     steps = of_short["steps"]
     return {"log_every": max(1, steps // 60), "eval_every": max(1, steps // 15), **of_short}
 
@@ -70,7 +70,7 @@ def comparison(**of_short: Any) -> Any:
     return panels
 
 
-SMOKE: Final = "Smoke: digits and 20 steps, to see that everything runs; the numbers mean nothing."
+SMOKE: Final = "Smoke: digits and 8 steps, to see that everything runs; the numbers mean nothing."
 EXPERIMENTS: Final[dict[str, Experiment]] = {
     "comparison-mlp": Experiment(
         source=f"{PAPER}, §5.2.1, with every optimizer",

@@ -24,6 +24,7 @@ class Curve:
         walk: The field that is walked along the 1-3-10 grid, if one is.
         options: The values that are tried instead, as fields and values.
         against: The label of the curve of the same panel that it is compared with, if there is one.
+        time_of: The curve whose winner's time the winner gets: it is run again with as many steps as fit.
         seeds: How many the winner is run with.
     """
 
@@ -32,6 +33,7 @@ class Curve:
     walk: str | None = None
     options: tuple[Mapping[str, Any], ...] = ()
     against: str | None = None
+    time_of: "Curve | None" = None
     seeds: int = 3
 
     def plan(self) -> Plan["Found"]:
@@ -41,6 +43,10 @@ class Curve:
         else:
             plan = search([dataclasses.replace(self.config, **option) for option in self.options or ({},)])
         winners, tried = yield from best_of(plan, self.seeds)
+        if self.time_of is not None:
+            reference = yield from self.time_of.plan()
+            steps = _two_digits(winners[0].steps * _pace(reference.cells) / _pace(winners))
+            winners = yield [dataclasses.replace(cell.config, steps=steps) for cell in winners]
         return Found(self, winners, tried)
 
 
@@ -99,6 +105,16 @@ class Experiment(NamedTuple):
     def plans(self, budget: Budget) -> dict[tuple[str, str], Plan[Found]]:
         """The plan of every curve, by panel and label."""
         return {(panel, curve.label): curve.plan() for panel, curves in self.panels(budget).items() for curve in curves}
+
+
+def _pace(cells: Sequence[Cell]) -> float:
+    """Seconds a step, the mean over seeds."""
+    return _mean([(cell.outcome["seconds"] or math.nan) / cell.steps for cell in cells])
+
+
+def _two_digits(value: float) -> int:
+    """A whole number with two significant digits, so that small differences in pace make no other run."""
+    return max(1, int(float(f"{value:.1e}")))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -127,8 +127,9 @@ def page(name: str, experiment: Experiment, budget: Budget, results: Results) ->
         "![Losses, accuracies and learning rates](figure.png)",
         f"Loss: on the whole training set in eval mode at the end, the geometric mean over up to {seeds} seeds; losses "
         f"under {FLOOR:g} count as {FLOOR:g}. Spread: the largest over the smallest. Area: the mean over the run of "
-        "the logarithm of the batch loss. Ratio: of the losses; better or worse when its logarithm is beyond two standard "
-        "errors. Seconds: in training steps, on one thread; the search is with one seed.",
+        "the logarithm of the batch loss. Ratio: of the losses; better or worse when its logarithm is beyond two "
+        "standard errors. Seconds: of CPU time in training steps, on one thread (on a GPU: of wall-clock time); a "
+        "search is with one seed.",
         f"Computed on {', '.join(devices)}, one thread a run, at {', '.join(commits)}.",
     ]
     return "\n\n".join(parts) + "\n"
