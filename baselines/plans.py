@@ -225,9 +225,10 @@ def _probe(config: Config) -> float:
     run = Run(config)
     run.advance()
     started = time.perf_counter()
-    for _ in range(min(PROBED, run.steps - run.step)):
+    timed = min(PROBED, run.steps // 4)
+    for _ in range(timed):
         run.advance()
-    step = (time.perf_counter() - started) / PROBED
+    step = (time.perf_counter() - started) / max(timed, 1)
     started = time.perf_counter()
     run.evaluate(run.data.test)
     evaluation = time.perf_counter() - started

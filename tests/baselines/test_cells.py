@@ -47,18 +47,18 @@ def test_a_name_is_of_what_decides_the_outcome() -> None:
 
 def test_a_fingerprint_is_of_the_code_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     apo = Config(method="apo", optimizer="adamw")
+    kinds = {
+        "fixed": QUICK,
+        "cosine": dataclasses.replace(QUICK, method="cosine"),
+        "digits cnn": dataclasses.replace(QUICK, model="cnn", hidden=None),
+        "newton": apo,
+        "paper": dataclasses.replace(apo, meta="paper"),
+        "kfac": dataclasses.replace(apo, optimizer="kfac"),
+    }
+    before = {kind: fingerprint(config) for kind, config in kinds.items()}
 
     def changed(path: str, old: str, new: str) -> set[str]:
-        """Which of the kinds of run below another text of a file puts out of date."""
-        kinds = {
-            "fixed": QUICK,
-            "cosine": dataclasses.replace(QUICK, method="cosine"),
-            "digits cnn": dataclasses.replace(QUICK, model="cnn", hidden=None),
-            "newton": apo,
-            "paper": dataclasses.replace(apo, meta="paper"),
-            "kfac": dataclasses.replace(apo, optimizer="kfac"),
-        }
-        before = {kind: fingerprint(config) for kind, config in kinds.items()}
+        """Which of the kinds of run another text of a file puts out of date."""
         read = Path.read_text
 
         def read_text(self: Path, encoding: str | None = None) -> str:
