@@ -1,7 +1,9 @@
 """Every method with every optimizer keeps the contract: trains, repeats and resumes to the bit, reports its rate."""
 
 import io
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -124,6 +126,44 @@ def test_the_rate_of_the_adam_family_scales_its_first_step() -> None:
         moved = torch.cat([(run.model.state_dict()[name] - before[name]).flatten() for name in before])
         rate = run.method.hypers()["lr"]
         assert moved.abs().max().item() == pytest.approx(size * rate, rel=0.1), (method, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer", "options", "extra"),
+    [
+        ("fixed", "adahessian", {}, [0, 0, 0, 0]),
+        ("fixed", "sdlbfgs", {}, [1, 1, 1, 1]),
+        ("gdtuo", "adam", {}, [0, 0, 0, 0]),
+        ("gen", "adam", {"every": 3}, [2, 0, 0, 2]),
+        ("apo", "adamw", {"every": 3, "meta": "paper"}, [1, 0, 0, 1]),
+        ("apo", "adamw", {"every": 3}, [None, 0, 0, 2]),  # the first is searched
+        ("apo", "adamw", {"every": 3, "fsd": 0.1}, [None, 0, 0, 4]),
+    ],
+)
+def test_a_step_takes_the_forwards_that_the_page_names(
+    method: str, optimizer: str, options: dict[str, Any], extra: list[int | None]
+) -> None:
+    run = Run(Case(method, optimizer).config(**options), DIGITS)
+    forwards = [0]
+    run.model.register_forward_hook(lambda module, inputs, outputs: forwards.append(forwards.pop() + module.training))
+    for expected in extra:
+        forwards[:] = [0]
+        run.advance()
+        assert expected is None or forwards == [1 + expected]
+
+
+def test_the_page_names_every_method_and_every_optimizer() -> None:
+    """In the tables of docs/comparators.md, with the optimizers that each method takes."""
+    text = (Path(__file__).parents[2] / "docs" / "comparators.md").read_text(encoding="utf-8")
+    methods, optimizers = text.split("## Optimizers")
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \|(.*)\|$", methods.partition("|---")[2], re.MULTILINE))
+    assert list(rows) == list(METHODS)
+    assert re.findall(r"^\| `([a-z-]+)` \|", optimizers.partition("|---")[2], re.MULTILINE) == list(OPTIMIZERS)
+    for method, row in rows.items():
+        column = row.split("|")[3]
+        named = set(re.findall(r"`([a-z-]+)`", column))
+        taken = set(OPTIMIZERS) - named if column.strip().startswith("all") else named
+        assert taken == set(METHODS[method].optimizers), method
 
 
 def test_every_pair_that_is_not_offered_is_refused() -> None:
