@@ -1,5 +1,6 @@
 """The tutorials run top to bottom, and the notebooks beside them are theirs, executed."""
 
+import math
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ import matplotlib
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+import torch
 
+from apo import oracle
 from tests.documents import ROOT
 
 TUTORIALS: Final = sorted(ROOT.glob("tutorials/[0-9]_*.py"))
@@ -30,7 +33,34 @@ class Short(NamedTuple):
     shows: Callable[[Globals], None]
 
 
-SHORT: Final[dict[str, Short]] = {}
+def kfac(shown: Globals) -> None:
+    """A fixed pair over the cliff diverges, and tuned from the same damping it does not; damping moves."""
+    dampings = shown["dampings"]
+    assert math.isinf(shown["runs"][1e-2, 1e-5][1])
+    for run in (shown["tens"], shown["twos"]):
+        assert all(run[damping][1] < 1.1 * run[damping][0][0] for damping in dampings)
+        assert run[1e-1][1] < 0.9 * run[1e-1][0][0]
+        assert all(len(set(run[damping][3].record.column("damping"))) > 1 for damping in dampings)
+    assert shown["tens"][1e-5][3].hypers()["lr"] < shown["tens"][1e-1][3].hypers()["lr"]
+
+
+def idealised_apo(shown: Globals) -> None:
+    """The printed theorem fails, the corrected one holds, Newton is quadratic, and the oracle is ahead of rules."""
+    stays = shown["swings"][0.25]
+    assert stays.effective.min() ** 2 > 2.0 * oracle.bound(0.25, stays.losses[0].item(), len(stays.losses) - 1)
+    assert shown["swings"][0.5].losses[-1] == 0.0
+    for bounds, least in shown["measured"].values():
+        assert bool((least <= bounds * (1.0 + 1e-9)).all())
+    for name, ratios in shown["ratios"].items():
+        assert 0.0 <= max(ratios) < shown["limits"][name] and shown["errors"][name][-1] < 1e-10
+    ends = shown["losses"]
+    assert ends["oracle"][-1] < min(ends["SGD, lr tuned"][-1], ends["K-FAC, lr tuned"][-1]) < ends["oracle"][0]
+
+
+SHORT: Final[dict[str, Short]] = {
+    "5_kfac": Short(0.05, kfac),
+    "6_idealised_apo": Short(0.03, idealised_apo),
+}
 
 
 def test_every_tutorial_is_run() -> None:
@@ -47,6 +77,7 @@ def test_a_tutorial_runs_top_to_bottom(name: str, monkeypatch: pytest.MonkeyPatc
         assert plt.get_fignums()
     finally:
         plt.close("all")
+        torch.set_default_dtype(torch.float32)
     assert not list(tmp_path.iterdir())
 
 
