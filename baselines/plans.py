@@ -197,7 +197,7 @@ def estimate(plans: Iterable[Plan[Any]], store: Store) -> Estimate:
     def give(config: Config) -> Cell:
         cell = store.get(config)
         asked[config] = cell is not None
-        return cell or Cell(config, "", True, 1, 0, {"train_loss": 1.0}, {}, {})
+        return cell or Cell(config, "", True, 1, 0, {"train_loss": 1.0, "seconds": None}, {}, {})
 
     for plan in plans:
         for _ in _answer(plan, give):

@@ -45,7 +45,9 @@ class Curve:
         winners, tried = yield from best_of(plan, self.seeds)
         if self.time_of is not None:
             reference = yield from self.time_of.plan()
-            steps = _two_digits(winners[0].steps * _pace(reference.cells) / _pace(winners))
+            ratio = _pace(reference.cells) / _pace(winners)
+            # In an estimate nobody knows the pace: the length stays as it is.
+            steps = _two_digits(winners[0].steps * ratio) if math.isfinite(ratio) else winners[0].steps
             winners = yield [dataclasses.replace(cell.config, steps=steps) for cell in winners]
         return Found(self, winners, tried)
 
