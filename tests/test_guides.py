@@ -1,0 +1,72 @@
+"""The programs of the pages that come first run, and lead to what the pages say."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.documents import ROOT, programs
+
+
+def run(page: str, *shorter: tuple[str, str]) -> dict[str, Any]:
+    """The names that the programs of a page leave behind, each run after those before it, with some text replaced."""
+    names: dict[str, Any] = {}
+    for program in programs(f"docs/{page}.md"):
+        for old, new in shorter:
+            program = program.replace(old, new)
+        exec(program, names)
+    return names
+
+
+def test_quick_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run("quick_start", ("range(600)", "range(100)"))
+    assert float(capsys.readouterr().out.split()[1].rstrip("}")) > 1e-3  # from 1e-5
+    assert (tmp_path / "record.csv").read_text().startswith("step,")
+    assert (tmp_path / "record.png").read_bytes().startswith(b"\x89PNG")
+    together, apart = names["together"].hypers(), names["apart"].hypers()
+    assert together["lr/1"] == pytest.approx(10 * together["lr/0"])
+    assert apart["lr/1"] != pytest.approx(10 * apart["lr/0"], rel=0.01)
+    assert names["scheduler"].get_last_lr() == [0.0]
+    assert names["opt"].hypers()["delta"] != 1e-3
+
+
+def test_questions(capsys: pytest.CaptureFixture[str]) -> None:
+    names = run("faq", ("range(400)", "range(100)"))
+    assert 0.0 < float(capsys.readouterr().out.split()[0]) < 0.1
+    low, high = (names[name].hypers()["lr"] for name in ("low", "high"))
+    assert 1 / 2 < low / high < 2
+
+
+def test_choosing_lambda(capsys: pytest.CaptureFixture[str]) -> None:
+    names = run("choosing_lambda", ("range(300)", "range(150)"), ("steps = 300", "steps = 30"))
+    plain, as_much, little, half, the_same = map(float, capsys.readouterr().out.partition("[")[0].split())
+    assert as_much == pytest.approx(plain, rel=1e-6)
+    assert little > 1.1 * plain
+    assert the_same == pytest.approx(half, rel=1e-6)
+    assert [names["rising"].weights(step)[0] for step in (0, 30)] == pytest.approx([1e-3, 0.1])
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return importlib.import_module("choosing_lambda")
+
+
+def test_the_tables_of_choosing_lambda_are_those_of_its_results(example: Any) -> None:
+    results = json.loads((ROOT / "docs/results/choosing_lambda/results.json").read_text(encoding="utf-8"))
+    assert example.tables(results["runs"]) in (ROOT / "docs/choosing_lambda.md").read_text(encoding="utf-8")
+
+
+def test_the_runs_of_choosing_lambda(example: Any) -> None:
+    threads = torch.get_num_threads()
+    configs = [c for c in example.configurations(["digits"], 1) if c["base"] == "SGD" and c["meta"] != "paper"]
+    free, charged, fixed = (example.train(config, 40) for config in (configs[0], configs[4], configs[-1]))
+    torch.set_num_threads(threads)
+    assert (free["fsd"], charged["fsd"], fixed["fsd"]) == (0.0, 1.0, None)
+    assert charged["lr"] < free["lr"] / 4 and fixed["lr"] == 1.0
+    assert 0.0 < free["loss"] < charged["loss"] < 2.3
+    assert f"{free['lr']:.1e}, {free['loss']:.2g}" == example.entry([free])
