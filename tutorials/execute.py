@@ -23,7 +23,9 @@ def execute(path: Path) -> float:
     """
     notebook = jupytext.read(path)
     started = time.perf_counter()
-    NotebookClient(notebook, timeout=None, record_timing=False, resources={"metadata": {"path": HERE}}).execute()
+    NotebookClient(
+        notebook, timeout=None, record_timing=False, coalesce_streams=True, resources={"metadata": {"path": HERE}}
+    ).execute()
     for place, cell in enumerate(notebook.cells):
         cell.id = str(place)
     nbformat.write(notebook, path.with_suffix(".ipynb"))

@@ -33,6 +33,31 @@ class Short(NamedTuple):
     shows: Callable[[Globals], None]
 
 
+def wrapped(shown: Globals) -> None:
+    """Far-off starts meet, the ratio in a list stays, and a run that is resumed or replayed is the same."""
+    found = [opt.hypers()["lr"] for opt, *_ in shown["adamw"].values()]
+    assert max(found) < 8.0 * min(found)
+    for opt, *_ in shown["lists"].values():
+        assert opt.hypers()["lr/0"] == pytest.approx(20.0 * opt.hypers()["lr/1"], rel=1e-9)
+    assert shown["same"] and shown["opt"].hypers() == shown["opt_2"].hypers()
+    assert shown["replayed"] == shown["adamw"][1e-6][1:]
+
+
+def written(shown: Globals) -> None:
+    """The rule is Lion and pure, its slopes are those of differences, and both hyperparameters move."""
+    assert shown["pure"] and shown["distance"] < 1e-15
+    for slopes, differences in (shown["hard"], shown["soft"]):
+        assert {name: slope.item() for name, slope in slopes.items()} == pytest.approx(differences, rel=1e-6, abs=1e-9)
+    assert shown["hard"][0]["beta1"] == 0.0 != shown["soft"][0]["beta1"]
+    assert shown["refusal"].startswith("beta1 shows its effect over many steps")
+    for runs, names in ((shown["tuned"][0.01], ["lr"]), (shown["soft_tuned"], ["lr", "eps"])):
+        for run in runs.values():
+            columns = [run["opt"].record.column(name) for name in names]
+            assert all(len(set(column)) > 1 for column in columns)
+    losses = [run["loss"] for run in shown["tuned"][0.01].values()]
+    assert max(losses) < shown["fixed"][1e-4]["loss"] / 2.0
+
+
 def kfac(shown: Globals) -> None:
     """A fixed pair over the cliff diverges, and tuned from the same damping it does not; damping moves."""
     dampings = shown["dampings"]
@@ -58,6 +83,8 @@ def idealised_apo(shown: Globals) -> None:
 
 
 SHORT: Final[dict[str, Short]] = {
+    "3_wrap_your_optimizer": Short(0.03, wrapped),
+    "4_write_a_rule": Short(0.03, written),
     "5_kfac": Short(0.05, kfac),
     "6_idealised_apo": Short(0.03, idealised_apo),
 }
