@@ -56,7 +56,9 @@ OPTIMIZERS: Final[dict[str, Optimizer]] = {
     "kfac": Optimizer(apo.kfac, options=("weight_decay", "damping")),
     "adahessian": Optimizer(None, AdaHessian, options=("weight_decay", "eps"), evaluates_itself=True),
     "sdlbfgs": Optimizer(None, SdLBFGS, options=(), evaluates_itself=True),
-    "sdlbfgs-released": Optimizer(None, partial(SdLBFGS, variant="released"), options=(), evaluates_itself=True),
+    "sdlbfgs-released": Optimizer(
+        None, partial(SdLBFGS, variant="released", memory=100), options=(), evaluates_itself=True
+    ),
 }
 
 

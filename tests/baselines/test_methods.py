@@ -166,6 +166,29 @@ def test_the_page_names_every_method_and_every_optimizer() -> None:
         assert taken == set(METHODS[method].optimizers), method
 
 
+OPTIONS = {"weight_decay": 0.3, "eps": 0.1, "meta_lr": 1e-4, "warmup": 0.5, "decay_factor": 0.5, "decay_at": (0.3,)}
+TAKEN = [
+    (method, optimizer, option)
+    for method, optimizer in CASES
+    for option in OPTIONS
+    if option in (*METHODS[method].options, *OPTIMIZERS[optimizer].options) and option not in METHODS[method].ignores
+]
+
+
+@pytest.mark.parametrize(("method", "optimizer", "option"), TAKEN, ids=map("-".join, TAKEN))
+def test_an_option_that_is_taken_has_an_effect(method: str, optimizer: str, option: str) -> None:
+    plain, other = (
+        Run(Case(method, optimizer).config(steps=4, eval_every=4, **options), DIGITS)
+        for options in ({}, {option: OPTIONS[option]})
+    )
+    for run in (plain, other):
+        torch.manual_seed(0)
+        list(run.rows())
+    rates = [[row["lr"] for row in run.history] for run in (plain, other)]
+    weights = [torch.cat([value.flatten() for value in run.model.state_dict().values()]) for run in (plain, other)]
+    assert rates[0] != rates[1] or not torch.equal(*weights)
+
+
 def test_every_pair_that_is_not_offered_is_refused() -> None:
     for method, entry in METHODS.items():
         for optimizer in set(OPTIMIZERS) - set(entry.optimizers):

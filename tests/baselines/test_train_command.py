@@ -171,6 +171,14 @@ def test_mistakes_are_explained_in_a_line(
     assert not (tmp_path / "r").exists()
 
 
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "dog", None)
+    assert main(["train", "--method", "dog", "--optimizer", "sgd", "--out", str(tmp_path / "r")]) == 2
+    assert "import of dog" in (message := capsys.readouterr().err) and "pip install 'apo[baselines]'" in message
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
