@@ -87,14 +87,14 @@ cases = {
     "the range of a network": (network_range, torch.func.vmap(network)(weights), network(torch.tensor([-1.8]))),
 }
 paths = {
-    (name, penalty): oracle.projected_gradient(manifold, loss, start, penalty, steps=15)
+    (name, penalty): oracle.projected_gradient(manifold, loss, start, penalty, steps=max(3, int(15 * SCALE)))
     for name, (manifold, _, start) in cases.items()
     for penalty in (2.0, 0.6)
 }
 
 # %%
 across, up = torch.meshgrid(torch.linspace(-3.2, 3.2, 200), torch.linspace(-3.2, 3.2, 200), indexing="xy")
-figure, panels = plt.subplots(1, 3, figsize=(9, 3.3), sharex=True, sharey=True, layout="constrained")
+figure, panels = plt.subplots(1, 3, figsize=(8.4, 3.1), sharex=True, sharey=True, layout="constrained")
 for axes, (name, (_, curve, _)) in zip(panels, cases.items(), strict=True):
     levels = 0.5 * ((across - target[0]) ** 2 + (up - target[1]) ** 2)
     axes.contour(across, up, levels, levels=[0.3, 1.5, 4, 8, 13], colors="0.8", linewidths=0.8)
@@ -109,7 +109,7 @@ _ = panels[0].legend(fontsize="small", loc="lower right")
 
 # %% [markdown]
 # The square is the start, the star the targets, grey rings the levels of the loss; each dot is one step of the oracle,
-# and $L = 1$. The paths end where a level line touches $M$: there the projection of $\nabla L$ on the tangent, called
+# and $L = 1$. The paths go to where a level line touches $M$: there the projection of $\nabla L$ on the tangent, called
 # the *effective gradient*, is zero. With the smaller $\lambda$ steps are longer.
 #
 # On the range of the network the cautious path stops early, at a stationary point that is not the minimum. With
@@ -316,7 +316,7 @@ for name, values in ratios.items():
 figure, panels = plt.subplots(1, 2, figsize=(8.5, 2.8), sharey=True, layout="constrained")
 for name, manifold, best, start in (p for seed in range(3) for p in newton_problems(seed)):
     axes = panels[int(name.startswith("network"))]
-    slow = oracle.projected_gradient(manifold, logistic(best), start, 1.0 / 8.0, steps=15)
+    slow = oracle.projected_gradient(manifold, logistic(best), start, 1.0 / 8.0, steps=max(3, int(15 * SCALE)))
     axes.semilogy(errors[name].clamp_min(1e-15), "o-", ms=3, color="C0")
     axes.semilogy((slow.points - best).norm(dim=1).clamp_min(1e-15), "s--", ms=3, color="C1", lw=1)
 panels[0].set(xlabel="step", ylabel="distance to Z*", title="subspaces")
