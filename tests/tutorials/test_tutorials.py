@@ -33,6 +33,32 @@ class Short(NamedTuple):
     shows: Callable[[Globals], None]
 
 
+def rosenbrock(shown: Globals) -> None:
+    """Tuned, a learning rate finds the range that fixed ones miss, from any start; rho falls."""
+    losses = {name: run["loss"][-1].item() for name, run in shown["runs"].items()}
+    assert losses["APO, every=1"] < 0.5 * losses["fixed 1e-02"]
+    assert losses["APO, every=10"] < 0.01 * losses["fixed 1e-03"] < losses["fixed 1e-04"]
+    assert 0.05 < shown["runs"]["APO, every=1"]["lr"][-1] < 0.5
+    assert shown["spread"][0] > 5e3
+    assert shown["spread"][-1] < 4.0
+    assert shown["both"]["rho"][-1] < 0.3
+
+
+def noisy_quadratic(shown: Globals) -> None:
+    """Greedy is behind longer looks and schedules, a fresh batch is greedy, and sampling agrees."""
+    finals = {
+        name: run.loss[-1].item() for kind in ("looking", "scheduled", "judged") for name, run in shown[kind].items()
+    }
+    greedy = finals["look 1 ahead (greedy)"]
+    assert greedy > 1.3 * finals["look 10 ahead"]
+    assert greedy > finals["best fixed lr"] > 2.0 * finals["best exponential lr"] > 4.0 * finals["best optimal lr"]
+    assert finals["fresh batch, λ = 0"] == greedy
+    assert finals["fresh batch, λ = 1"] > 2.0 * greedy
+    assert finals["same batch, λ = 0"] >= finals["same batch, best fixed λ"] > finals["same batch, best exponential λ"]
+    assert abs(shown["mean"] - shown["course"].loss[-1]) < 4.0 * shown["error"]
+    assert shown["ratios"][1.0, 1.0] < 1.0 < 1.2 < shown["ratios"][100.0, 1.0]
+
+
 def wrapped(shown: Globals) -> None:
     """Far-off starts meet, the ratio in a list stays, and a run that is resumed or replayed is the same."""
     found = [opt.hypers()["lr"] for opt, *_ in shown["adamw"].values()]
@@ -83,6 +109,8 @@ def idealised_apo(shown: Globals) -> None:
 
 
 SHORT: Final[dict[str, Short]] = {
+    "1_rosenbrock": Short(0.03, rosenbrock),
+    "2_noisy_quadratic": Short(0.1, noisy_quadratic),
     "3_wrap_your_optimizer": Short(0.03, wrapped),
     "4_write_a_rule": Short(0.03, written),
     "5_kfac": Short(0.05, kfac),
