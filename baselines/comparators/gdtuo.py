@@ -50,15 +50,14 @@ class Gdtuo(Method):
         self.origin = {
             "weights": self._values(self.wrapper.parameters),
             "hypers": self._values(self.tuned.parameters),
-            "averages": {name: self._tensors(cache) for name, cache in getattr(self.tuned, "cache", {}).items()},
+            "averages": {
+                name: {kind: tensor.detach() for kind, tensor in cache.items()}
+                for name, cache in getattr(self.tuned, "cache", {}).items()
+            },
             "steps": getattr(self.tuned, "num_stepments", 0),
         }
         self.wrapper.step()
         return loss.detach()
-
-    @staticmethod
-    def _tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.detach() for name, tensor in tensors.items()}
 
     @staticmethod
     def _values(tensors: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
