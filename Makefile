@@ -43,9 +43,10 @@ lint: $(READY)  ## Check the code with ruff, and its format
 types: $(READY)  ## Check the types with mypy
 	$(BIN)/mypy $(wildcard apo baselines docs/site)
 
-format: $(READY)  ## Format the code and apply ruff's safe fixes
+format: $(READY)  ## Format the code, apply ruff's safe fixes, and follow the lines that docs/concepts.md quotes
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
+	$(BIN)/python -m tests.concepts
 
 notebooks: $(READY)  ## Run the tutorials and store them as notebooks with their outputs (about 10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tutorials/execute.py
