@@ -90,6 +90,11 @@ class OptimizerMethod(Method):
         self.optimizer.load_state_dict(state)
 
 
+def batch_normalises(model: nn.Module) -> bool:
+    """Whether the model has batch normalisation, whose statistics belong to the weights they were taken at."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
 @contextmanager
 def put_back(model: nn.Module) -> Iterator[None]:
     """Whatever happens to the model's weights and buffers in this context, afterwards they are as before."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from baselines.comparators.contract import Batch, OptimizerMethod, put_back
+from baselines.comparators.contract import Batch, OptimizerMethod, batch_normalises, put_back
 from baselines.optimizers import weight_decay
 
 if TYPE_CHECKING:
@@ -106,10 +106,8 @@ class DoG(OptimizerMethod):
         from dog import DoG as Package
         from dog import PolynomialDecayAverager
 
-        normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-        self.optimizer = Package(
-            model.parameters(), reps_rel=1e-4 if normalised else 1e-6, lr=config.lr, weight_decay=weight_decay(config)
-        )
+        distance = 1e-4 if batch_normalises(model) else 1e-6
+        self.optimizer = Package(model.parameters(), reps_rel=distance, lr=config.lr, weight_decay=weight_decay(config))
         self.averager = PolynomialDecayAverager(model)
 
     def hypers(self) -> dict[str, float]:

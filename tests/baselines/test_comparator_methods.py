@@ -134,6 +134,25 @@ def test_schedule_free_is_judged_at_its_average() -> None:
     assert (average - trained).abs().max() > 1e-3
 
 
+def test_schedule_free_brings_statistics_to_its_average() -> None:
+    """An average from 0 with momentum 0.1, over the means at x of the batches so far on top of those at y."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double()
+    config = Config(method="schedule-free", optimizer="sgdm", lr=0.1, model="autoencoder", data="mnist")
+    method = METHODS["schedule-free"].make(model, config)
+    inputs = [batch[0] for batch in batches(3)]
+    for batch in batches(3):
+        method.step(batch, 0.0)
+    norm = model[1]
+    trained = norm.running_mean.clone()
+    with method.evaluating():
+        expected = trained
+        for x in inputs:
+            expected = 0.9 * expected + 0.1 * model[0](x).mean(0)
+        torch.testing.assert_close(norm.running_mean, expected)
+    assert torch.equal(norm.running_mean, trained) and not torch.equal(expected, trained)
+
+
 def test_schedule_free_warms_up() -> None:
     _, method = small("schedule-free", "adamw", lr=0.1, warmup=0.5)
     rates = []
