@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from baselines.comparators.tuned import BY, RELATIVE
 from baselines.config import META, Config
 from baselines.data import LOADERS
 from baselines.experiments import BUDGETS, EXPERIMENTS
@@ -59,7 +60,7 @@ def _add_train(commands: Any) -> None:
     option(method, "--damping", "of --optimizer kfac: damping (default: that of apo.kfac)", type=float)
     option(method, "--eps", "of --optimizer adahessian: epsilon (default: 1e-4)", type=float)
     option(method, "--rule", "use apo's own update rule where torch.optim has the optimizer too", action="store_true")
-    meta_lr = "of --method hd and gdtuo: learning rate of the learning rate (default: the authors')"
+    meta_lr = "of --method hd, gdtuo, and apo --meta paper: learning rate of the learning rate (default: the authors')"
     option(method, "--meta-lr", meta_lr, type=float)
     warmup = "of schedules and schedule-free: the fraction of the run over which the learning rate grows from 0"
     option(method, "--warmup", warmup, type=float, metavar="FRACTION")
@@ -68,6 +69,10 @@ def _add_train(commands: Any) -> None:
     option(method, "--decay-at", "of --method step: where, in fractions of the run", type=_reals, metavar="LIST")
     tune = "of --method apo: what is tuned; anything but lr needs --rule, or an optimizer not in torch.optim"
     option(method, "--tune", tune, type=_names, action="extend", metavar="LIST")
+    option(method, "--by", "of --method apo: what has a value of its own", choices=BY)
+    option(
+        method, "--relative", "of --method apo: schedule in units of the tuned learning rate", choices=tuple(RELATIVE)
+    )
     option(method, "--meta", "of --method apo: how it is moved", choices=META)
     option(method, "--every", "of --method apo and gen: steps between changes of lr", type=int, metavar="K")
     option(method, "--fsd", "of --method apo: weight of the function-space discrepancy", type=float)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from baselines.comparators.schedules import STABLE
+from baselines.comparators.tuned import BY, RELATIVE
 from baselines.data import LOADERS
 from baselines.methods import METHODS
 from baselines.models import MODELS
@@ -46,14 +47,16 @@ class Config:
         steps: length of the run in steps, instead of `epochs`.
         batch_size: examples a step; the last batch of an epoch holds what is left.
         seed: of the initial weights and of the data order.
-        meta_lr: of hd (its β) and gdtuo (of the SGD on top): the learning rate of the learning rate; None: the authors'
-            for the optimizer.
+        meta_lr: of hd (its β), gdtuo (of the SGD on top) and apo with meta paper: the learning rate of the learning
+            rate; None: the authors' for the optimizer.
         warmup: of schedules and schedule-free: the fraction of the run over which the learning rate first grows along a
             line from 0.
         decay_factor: the learning rate is multiplied by it at each of `decay_at` by the step method, and over the whole
             run by the exponential method.
         decay_at: of the step method: fractions of the run, each in (0, 1).
-        tune: of apo: names of the hyperparameters that are tuned, globally; for all but lr a rule is needed.
+        tune: of apo: names of the hyperparameters that are tuned; for all but lr a rule is needed.
+        by: of apo: global, layer or parameter, what has a value of its own of each of these.
+        relative: of apo: constant, linear, cosine or wsd, a schedule in units of the tuned learning rate.
         meta: of apo: newton or paper, what moves them.
         every: of apo and gen: steps between two changes of the learning rate.
         fsd: of apo: weight of the function-space discrepancy.
@@ -88,6 +91,8 @@ class Config:
     decay_factor: float = 0.1
     decay_at: tuple[float, ...] = (0.5, 0.75)
     tune: tuple[str, ...] = ("lr",)
+    by: str = "global"
+    relative: str = "constant"
     meta: str = "newton"
     every: int = 10
     fsd: float = 0.0
@@ -103,6 +108,8 @@ class Config:
             ("optimizer", tuple(OPTIMIZERS)),
             ("method", tuple(METHODS)),
             ("meta", META),
+            ("by", BY),
+            ("relative", tuple(RELATIVE)),
         ):
             _require(getattr(self, name) in choices, name, getattr(self, name), f"one of {', '.join(choices)}")
         if vars(self)["lr"] is None:
@@ -132,6 +139,8 @@ class Config:
             )
         if self.rule and OPTIMIZERS[self.optimizer].rule is None:
             raise ValueError(f"--rule is not possible: apo has no {self.optimizer} of its own; leave out --rule")
+        if self.meta_lr is not None and self.method == "apo" and self.meta == "newton":
+            raise ValueError(f"meta_lr={self.meta_lr!r} has no effect with meta newton; leave out --meta-lr")
         _require(len(self.tune) > 0, "tune", self.tune, "one name or more, such as lr")
         if set(self.tune) != {"lr"} and not self.uses_rule:
             rules = ", ".join(name for name, optimizer in OPTIMIZERS.items() if optimizer.of_torch is None)

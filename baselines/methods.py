@@ -69,5 +69,5 @@ METHODS: Final[dict[str, Entry]] = {
     "dog": Entry(DoG, (), ("sgd",), ("rule",), lr=1.0),
     "schedule-free": Entry(ScheduleFree, ("warmup",), ("sgdm", "adamw"), ("rule",)),
     "gen": Entry(GeN, ("every",), ("sgd", "sgdm", "rmsprop", "adam", "adamw", "radam"), ("rule",)),
-    "apo": Entry(Apo, ("meta", "every", "fsd", "wsd", "tune"), _DIFFERENTIATED),
+    "apo": Entry(Apo, ("meta", "meta_lr", "every", "fsd", "wsd", "tune", "by", "relative"), _DIFFERENTIATED),
 }

@@ -1,16 +1,29 @@
 """`apo.APO` itself, through the contract of its comparators."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
 
 import apo
 from baselines.comparators.contract import Batch, Method
+from baselines.comparators.schedules import Schedule, constant, cosine, linear, wsd
 from baselines.optimizers import make_base
 
 if TYPE_CHECKING:
     from baselines.config import Config
+
+BY: Final = ("global", "layer", "parameter")
+RELATIVE: Final[dict[str, Schedule]] = {"constant": constant, "linear": linear, "cosine": cosine, "wsd": wsd}
+
+
+def _meta(config: "Config") -> apo.Newton | apo.Gradient:
+    """What moves the hyperparameters; the paper's rate is that of its §5, and by layer that of its App. C."""
+    if config.meta == "newton":
+        return apo.Newton(every=config.every)
+    default = 0.1 if config.by == "global" else 1e-3
+    rate = default if config.meta_lr is None else config.meta_lr
+    return apo.Gradient(torch.optim.RMSprop, lr=rate, every=config.every)
 
 
 class Apo(Method):
@@ -18,24 +31,27 @@ class Apo(Method):
 
     def __init__(self, model: nn.Module, config: "Config") -> None:
         super().__init__(model, config)
+        self.progress = 0.0
+        self.relative = RELATIVE[config.relative]
         self.optimizer = apo.APO(
             model,
             make_base(model, config),
             self.loss,
             objective=apo.Proximal(fsd=config.fsd, wsd=config.wsd),
-            tune=dict.fromkeys(config.tune, "global"),
-            meta=apo.Newton(every=config.every)
-            if config.meta == "newton"
-            else apo.Gradient(torch.optim.RMSprop, lr=0.1, every=config.every),
+            tune=dict.fromkeys(config.tune, config.by),
+            meta=_meta(config),
+            relative=None if self.relative is constant else lambda steps: self.relative(self.progress, config),
         )
         self.previous: Batch | None = None  # B', kept here so that a checkpoint between two calls loses no term
 
     def hypers(self) -> dict[str, float]:
-        """The learning rate and what else is tuned."""
-        return {"lr": float(self.optimizer.param_groups[0]["lr"])} | self.optimizer.hypers()
+        """The learning rate, times its schedule, and what else is tuned."""
+        hypers = {"lr": float(self.optimizer.param_groups[0]["lr"])} | self.optimizer.hypers()
+        return hypers | {"lr": hypers["lr"] * self.relative(self.progress, self.config)}
 
     def step(self, batch: Batch, progress: float) -> Tensor:
         """Take the optimizer's step, and a meta-step when one is due."""
+        self.progress = progress
         self.optimizer.zero_grad()
         loss = self.loss(self.model(batch[0]), batch[1])
         loss.backward()

@@ -177,8 +177,9 @@ TAKEN = [
 
 @pytest.mark.parametrize(("method", "optimizer", "option"), TAKEN, ids=map("-".join, TAKEN))
 def test_an_option_that_is_taken_has_an_effect(method: str, optimizer: str, option: str) -> None:
+    needed = {"meta": "paper"} if (method, option) == ("apo", "meta_lr") else {}
     plain, other = (
-        Run(Case(method, optimizer).config(steps=4, eval_every=4, **options), DIGITS)
+        Run(Case(method, optimizer).config(steps=4, eval_every=4, **needed, **options), DIGITS)
         for options in ({}, {option: OPTIONS[option]})
     )
     for run in (plain, other):
@@ -215,3 +216,33 @@ def test_an_lr_that_is_not_given_is_the_methods() -> None:
     assert Config(method="prodigy").lr == Config(method="dog", optimizer="sgd").lr == 1.0
     assert Config().lr == Config(method="hd", optimizer="sgd").lr == 1e-3
     assert Config.from_dict(Config(method="prodigy", lr=0.5).to_dict()).lr == 0.5
+
+
+def test_apo_by_layer_under_a_schedule_of_its_own_resumes_to_the_bit() -> None:
+    config = Config(
+        **{"method": "apo", "optimizer": "sgd", "lr": 0.1, "by": "layer", "meta": "paper", "relative": "wsd"},
+        **{"steps": 20, "every": 3, "fsd": 0.1, "log_every": 1, "hidden": (16,)},
+    )
+    run, again = Run(config, DIGITS), Run(config, DIGITS)
+    for _ in range(17):
+        run.advance()
+    again.load_state_dict(run.state_dict())
+    list(run.rows())
+    list(again.rows())
+    assert untimed(again) == untimed(run)
+    last, middle = run.history[-1], run.history[10]
+    assert last["lr"] == pytest.approx(0.1 * (1 - 19 / 20) / 0.3) and middle["lr"] == 0.1
+    assert len({last["lr/1"], last["lr/3"]}) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "fixed", "by": "layer"}, "by='layer' is an option of --method apo"),
+        ({"method": "apo", "relative": "square"}, "relative='square' is not allowed"),
+        ({"method": "apo", "meta_lr": 0.1}, "meta_lr=0.1 has no effect with meta newton"),
+    ],
+)
+def test_what_apo_would_ignore_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Config(**options)
