@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import apo
-from tests.documents import ROOT, programs
+from tests.documents import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 LINK = re.compile(r"\]\(([^)#\s]+)")
@@ -32,11 +32,3 @@ def test_the_changelog_names_what_is_public() -> None:
 def test_no_file_of_the_library_is_long() -> None:
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in ROOT.glob("apo/**/*.py")}
     assert {str(path): count for path, count in lengths.items() if count > 300} == {}
-
-
-def test_the_readmes_functional_core_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (core,) = (program for program in programs("README.md") if "rosenbrock" in program)
-    exec(core.replace("range(5000)", "range(300)"), {})
-    value, lr = map(float, capsys.readouterr().out.split())
-    assert 0.0 < value < 4.0
-    assert 0.0 < lr < 1e-1
