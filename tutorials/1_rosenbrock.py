@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # 1. Rosenbrock: the whole method in one loop
+# # Rosenbrock: the whole method in one loop
 #
 # Every optimizer has a learning rate, and somebody has to choose it. Amortized proximal optimization chooses it during
 # training, by asking at a step:
@@ -28,7 +28,7 @@
 #
 # This notebook builds that up on a function of two variables, where everything can be drawn and checked. The problem
 # has no noise, so $\lambda = 0$ throughout, as in the paper ([Amortized Proximal
-# Optimization](https://arxiv.org/abs/2203.00089)). The next notebook is about noise.
+# Optimization](https://arxiv.org/abs/2203.00089)). [The next notebook](2_noisy_quadratic.ipynb) is about noise.
 
 # %%
 import os
@@ -130,7 +130,7 @@ _ = axes.legend()
 # %% [markdown]
 # ## The loop
 #
-# A learning rate is positive, and differs by decades rather than by amounts, so it is $\log \eta$ that moves: $\partial
+# A learning rate is positive, and its candidates lie decades apart, so it is $\log \eta$ that moves: $\partial
 # Q / \partial \log \eta = \eta\, \partial Q / \partial \eta$. Who moves it? Any optimizer can; it is called the
 # *meta-optimizer*. The paper takes RMSprop again, with a learning rate of 0.1 for $\log \eta$. That makes ten lines:
 
@@ -269,5 +269,5 @@ for every, one, two in ((10, alone, both), (1, alone_early, both_early)):
 # - Take another meta-optimizer, such as `torch.optim.Adam([log_lr], lr=0.05)`.
 # - Take a function of your own. `apo.hypergradient` wants any function of a dict of tensors.
 #
-# For a network, `apo.APO` is this loop around your own optimizer, with two lines of change to a training loop; it is
-# what the README begins with.
+# For a network, `apo.APO` is this loop around your own optimizer, with two lines of change to a training loop:
+# [wrap your own optimizer](3_wrap_your_optimizer.ipynb).

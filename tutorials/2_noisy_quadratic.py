@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # 2. The noisy quadratic: why one step ahead is too short
+# # The noisy quadratic: why one step ahead is too short
 #
 # A learning rate that is judged by the next step has a flaw, which has a name: *short-horizon bias* ([Wu et al.,
 # 2018](https://arxiv.org/abs/1803.02021)). It falls too fast, and training stalls. This notebook shows it on the

@@ -160,7 +160,7 @@ for lr, (loss, accuracy) in by_hand.items():
 # %% [markdown]
 # ## A list: Muon and AdamW
 #
-# Muon orthogonalizes the momentum of a matrix. It is meant for the weight matrices inside a network; the first and the
+# Muon orthogonalises the momentum of a matrix. It is meant for the weight matrices inside a network; the first and the
 # last layer and the biases stay with AdamW. `apo.APO` takes the two as a list, as one optimizer with one step, which
 # is judged as one. One factor is learned for all of it, so that the ratio of the two learning rates, here 20, stays
 # yours.

@@ -16,7 +16,7 @@
 # Any torch optimizer can be wrapped, and then its learning rate is tuned. To tune other hyperparameters, `apo` has to
 # be able to differentiate the step, and so the step has to be a *rule*: a pure function
 #
-# $$\theta', \xi' = u(\theta, g, \xi; \varphi)$$
+# $$\theta', \xi' = u(\theta, g, \xi; \phi)$$
 #
 # of parameters, gradients, state and hyperparameters. This tutorial writes one, Lion (Chen et al. 2023, [arXiv
 # 2302.06675](https://arxiv.org/abs/2302.06675)), checks it as the library's tests do, and tunes two of its

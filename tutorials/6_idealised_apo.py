@@ -406,7 +406,7 @@ _ = axes.legend(fontsize="small")
 #
 # The third difference, the batch, is the one that bites. A hyperparameter that is judged by the batch that its gradient
 # came from looks better the more it fits that batch's noise, and the objective sees one step ahead only. The theorems
-# say nothing of that: the tutorial on the noisy quadratic does.
+# say nothing of that: [the noisy quadratic](2_noisy_quadratic.ipynb) does.
 #
 # **What to take away.** Minimised exactly, the proximal objective leads to a stationary point at the rate $1/T$, if
 # $\lambda$ is at least half the curvature of the loss in output space and large enough for the bend of the manifold;
