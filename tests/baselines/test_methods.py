@@ -35,11 +35,11 @@ class Case(NamedTuple):
 
 def cases() -> list[Case]:
     """A fixed learning rate with every optimizer, the other schedules with two, and all that the other methods take."""
-    plain = [method for method, entry in METHODS.items() if entry.optimizers == tuple(OPTIMIZERS) and method != "fixed"]
-    others = [method for method in METHODS if method not in ("fixed", *plain)]
+    schedules = [name for name, entry in METHODS.items() if entry.optimizers == tuple(OPTIMIZERS) and name != "fixed"]
+    others = [method for method in METHODS if method not in ("fixed", *schedules)]
     return [
         *(Case("fixed", optimizer) for optimizer in OPTIMIZERS),
-        *(Case(method, optimizer) for method in plain for optimizer in ("sgdm", "adahessian")),
+        *(Case(method, optimizer) for method in schedules for optimizer in ("sgdm", "adahessian")),
         *(Case(method, optimizer) for method in others for optimizer in METHODS[method].optimizers),
     ]
 
@@ -59,6 +59,15 @@ def whole(case: Case) -> Run:
 def untimed(run: Run) -> list[dict[str, float | None]]:
     """The history without its clock."""
     return [{name: value for name, value in row.items() if name != "seconds"} for row in run.history]
+
+
+def plain(state: Any) -> Any:
+    """A state whose tensors are lists, so that == compares it."""
+    if isinstance(state, dict):
+        return {key: plain(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [plain(value) for value in state]
+    return state.tolist() if isinstance(state, torch.Tensor) else state
 
 
 @by_case
@@ -81,10 +90,12 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(case: Case) -> None:
     torch.manual_seed(99)
     second = Run(Config.from_dict(state["config"]), DIGITS)
     second.load_state_dict(state)
+    assert second.method.hypers() == first.method.hypers()
     list(second.rows())
     assert untimed(second) == untimed(whole(case))
     for name, value in whole(case).model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
+    assert plain(second.method.state_dict()) == plain(whole(case).method.state_dict())
 
 
 @pytest.mark.parametrize("method", [method for method, entry in METHODS.items() if "sgd" in entry.optimizers])
@@ -178,15 +189,15 @@ TAKEN = [
 @pytest.mark.parametrize(("method", "optimizer", "option"), TAKEN, ids=map("-".join, TAKEN))
 def test_an_option_that_is_taken_has_an_effect(method: str, optimizer: str, option: str) -> None:
     needed = {"meta": "paper"} if (method, option) == ("apo", "meta_lr") else {}
-    plain, other = (
+    without, given = (
         Run(Case(method, optimizer).config(steps=4, eval_every=4, **needed, **options), DIGITS)
         for options in ({}, {option: OPTIONS[option]})
     )
-    for run in (plain, other):
+    for run in (without, given):
         torch.manual_seed(0)
         list(run.rows())
-    rates = [[row["lr"] for row in run.history] for run in (plain, other)]
-    weights = [torch.cat([value.flatten() for value in run.model.state_dict().values()]) for run in (plain, other)]
+    rates = [[row["lr"] for row in run.history] for run in (without, given)]
+    weights = [torch.cat([value.flatten() for value in run.model.state_dict().values()]) for run in (without, given)]
     assert rates[0] != rates[1] or not torch.equal(*weights)
 
 
