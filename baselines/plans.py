@@ -18,8 +18,10 @@ import torch
 
 from baselines.cells import Cell, Store, compute, missing
 from baselines.config import Config
+from baselines.data import Data
 from baselines.judge import score
-from baselines.run import Run
+from baselines.models import MODELS
+from baselines.run import Run, load_task
 
 Found = TypeVar("Found")
 Key = TypeVar("Key", bound=Hashable)
@@ -27,7 +29,7 @@ Plan = Generator[list[Config], list[Cell], Found]
 Score = Callable[[Cell], float]
 
 MANTISSAS: Final = (1.0, 3.0)
-PROBED: Final = 12  # steps that are timed where no cell tells the pace
+PROBED: Final = 5  # steps that are timed where no cell tells the pace
 
 
 def grid(place: int) -> float:
@@ -203,12 +205,17 @@ def estimate(plans: Iterable[Plan[Any]], store: Store) -> Estimate:
         for _ in _answer(plan, give):
             raise AssertionError("every cell was given")
     paces: dict[tuple[Any, ...], float] = {}
+    tasks: dict[tuple[Any, ...], Data] = {}
     seconds = 0.0
     for config in [config for config, stored in asked.items() if not stored]:
         kind = _kind(config)
         if kind not in paces:
             known = [cell.about["wall"] for cell in store if _kind(cell.config) == kind and cell.finished]
-            paces[kind] = median(known) if known else _probe(config)
+            if not known:
+                task = (config.data, config.examples, config.label_noise, MODELS[config.model].reconstructs)
+                tasks[task] = tasks.get(task) or load_task(config)
+                known = [_probe(config, tasks[task])]
+            paces[kind] = median(known)
         seconds += paces[kind]
     return Estimate(sum(asked.values()), len(asked) - sum(asked.values()), seconds)
 
@@ -219,10 +226,10 @@ def _kind(config: Config) -> tuple[Any, ...]:
     return tuple(value for name, value in values.items() if name not in ("lr", "seed", "fsd", "wsd", "damping"))
 
 
-def _probe(config: Config) -> float:
-    """The seconds that a run will take, from a few of its steps and one evaluation of each kind."""
+def _probe(config: Config, data: Data) -> float:
+    """The seconds that a run will take, from a few of its steps and an evaluation."""
     torch.set_num_threads(1)
-    run = Run(config)
+    run = Run(config, data)
     run.advance()
     started = time.perf_counter()
     timed = min(PROBED, run.steps // 4)

@@ -2,9 +2,9 @@
 
 from typing import Final
 
-from baselines.experiments import apo, peers
+from baselines.experiments import apo, apo_figures, peers
 from baselines.experiments.base import BUDGETS, Experiment
 
 __all__ = ["BUDGETS", "EXPERIMENTS", "Experiment"]
 
-EXPERIMENTS: Final[dict[str, Experiment]] = {**apo.EXPERIMENTS, **peers.EXPERIMENTS}
+EXPERIMENTS: Final[dict[str, Experiment]] = {**apo_figures.EXPERIMENTS, **apo.EXPERIMENTS, **peers.EXPERIMENTS}

@@ -10,6 +10,7 @@ from baselines.cells import Cell
 from baselines.config import Config
 from baselines.plans import Plan, best_of, search, walk
 
+ROWS: Final = {"loss": "loss of the batches", "test_accuracy": "test accuracy (%)", "lr": "learning rate"}
 Budget = Literal["smoke", "short", "full"]
 BUDGETS: Final[tuple[Budget, ...]] = ("smoke", "short", "full")
 
@@ -97,12 +98,14 @@ class Experiment(NamedTuple):
         title: What it shows.
         panels: The curves of each panel at a budget.
         departs: What is different here at each budget: the data set, the length, the sizes.
+        rows: What the figure shows of a run, from top to bottom: the name of a curve, and its label.
     """
 
     source: str
     title: str
     panels: Callable[[Budget], Panels]
     departs: Mapping[Budget, str]
+    rows: Mapping[str, str] = ROWS
 
     def plans(self, budget: Budget) -> dict[tuple[str, str], Plan[Found]]:
         """The plan of every curve, by panel and label."""

@@ -28,7 +28,7 @@ def _write(console: Console, name: str, budget: Budget, found: Mapping[tuple[str
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     write_json({"experiment": name, "budget": budget, "panels": numbers(results)}, folder / "results.json")
-    save(figure(results), folder / "figure.png")
+    save(figure(results, EXPERIMENTS[name].rows), folder / "figure.png")
     write_text(page(name, EXPERIMENTS[name], budget, results), folder / "README.md")
     console.print(f"{name}: {folder / 'README.md'}")
 

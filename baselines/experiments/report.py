@@ -27,7 +27,6 @@ HEAD: Final = (
     "s a run",
     "s with its search",
 )
-ROWS: Final = {"loss": "loss of the batches", "test_accuracy": "test accuracy (%)", "lr": "learning rate"}
 Results = Mapping[str, Sequence[Found]]  # by panel
 
 
@@ -67,16 +66,18 @@ def _draw(axes: Axes, name: str, cells: Sequence[Cell], **style: Any) -> None:
     """A curve of the first seed, without the rows where it is empty."""
     curves = cells[0].curves
     scale = 100.0 if name == "test_accuracy" else 1.0
+    if name not in curves:
+        return
     points = [(at, scale * y) for at, y in zip(curves["step"], curves[name], strict=True) if at and y is not None]
     axes.plot([at for at, _ in points], [y for _, y in points], **style)
 
 
-def figure(results: Results) -> Figure:
-    """Loss, test accuracy and learning rate in rows, the panels in columns; the first seed of every winner."""
-    picture = Figure(figsize=(4.6 * len(results), 9.5), layout="constrained", dpi=90)
-    grid = picture.subplots(len(ROWS), len(results), squeeze=False)
+def figure(results: Results, rows: Mapping[str, str]) -> Figure:
+    """What a run shows in rows, the panels in columns; the first seed of every winner."""
+    picture = Figure(figsize=(4.6 * len(results), 3.2 * len(rows)), layout="constrained", dpi=90)
+    grid = picture.subplots(len(rows), len(results), squeeze=False)
     for place, (panel, founds) in enumerate(results.items()):
-        for axes, (name, label) in zip(grid[:, place], ROWS.items(), strict=True):
+        for axes, (name, label) in zip(grid[:, place], rows.items(), strict=True):
             for found, colour in zip(founds, COLOURS * 3, strict=False):
                 own = found.cells[0].config.method == "apo"
                 style = {"color": colour, "linewidth": 2.0 if own else 1.3, "linestyle": "-" if own else "--"}
