@@ -11,7 +11,7 @@ from baselines.comparators.gen import GeN, best_scale
 from baselines.config import Config
 from baselines.data import load
 from baselines.methods import METHODS
-from baselines.run import Run
+from baselines.run import Run, evaluate
 
 F64 = torch.float64
 DIGITS = load("digits")
@@ -180,6 +180,15 @@ def test_dog_is_its_equation_and_is_judged_at_its_average() -> None:
         with method.evaluating():
             torch.testing.assert_close(flat(model), average)
         torch.testing.assert_close(flat(model), weights, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(("method", "optimizer"), [("dog", "sgd"), ("schedule-free", "sgdm")])
+def test_a_run_evaluates_the_average(method: str, optimizer: str) -> None:
+    run = Run(Config(method=method, optimizer=optimizer, lr=1.0, steps=60, hidden=(8,)), DIGITS)
+    list(run.rows())
+    with run.method.evaluating():
+        expected = evaluate(run.model, DIGITS.test)
+    assert run.history[-1]["test_loss"] == expected[0] != evaluate(run.model, DIGITS.test)[0]
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])

@@ -104,14 +104,18 @@ def test_sdlbfgs_uses_the_pairs_its_variant_names(variant: str) -> None:
     matrix = root @ root.T / 5 + torch.eye(5, dtype=F64)
     point = nn.Parameter(torch.randn(5, dtype=F64))
     optimizer = SdLBFGS([point], lr=0.3, memory=3, delta=1e-3, variant=variant)
+    moved = torch.zeros(5, dtype=F64)
     for steps in range(1, 7):
-        before = point.detach().clone()
+        last, before = moved, point.detach().clone()
         optimizer.step(lambda: 0.5 * point @ matrix @ point)
         state = optimizer.state[point]
         moved = point.detach() - before
         if variant == "released":
             torch.testing.assert_close(moved.norm(), torch.tensor(0.3, dtype=F64))
             assert state["gamma"] == 1.0 and len(state["pairs"]) == min(steps - 1, 3)
+            for s, y in state["pairs"][-1:]:
+                torch.testing.assert_close(s, last)
+                torch.testing.assert_close(y, damped(s, matrix @ s, 1.0))
         else:
             s, y = state["pairs"][-1]
             torch.testing.assert_close(s, moved)
