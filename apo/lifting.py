@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from apo.checks import short
 from apo.trees import compute_dtype
 from apo.types import Domain, H, Params, Rule, S
 
@@ -33,7 +34,16 @@ def elementwise(
 
     Returns:
         The rule. Each field of its state is a dict keyed by parameter name.
+
+    Raises:
+        TypeError: If ``hypers`` is not such a NamedTuple.
+        ValueError: If ``domains`` has other names.
     """
+    fields: tuple[str, ...] | None = getattr(hypers, "_fields", None)
+    if fields is None or not all(isinstance(h, Tensor) and h.shape == () and h.is_floating_point() for h in hypers):
+        raise TypeError(f"hypers={short(hypers)} must be a NamedTuple of 0-d tensors, as apo.domains.hyper makes them")
+    if domains.keys() != set(fields):
+        raise ValueError(f"domains has {', '.join(domains)}, and must have the fields of hypers: {', '.join(fields)}")
     return Rule(
         partial(init_each, init),
         partial(_step, update),
@@ -44,8 +54,10 @@ def elementwise(
 
 
 def init_each(init: Callable[[Tensor], S], params: Params) -> S:
-    """The state of all tensors, from ``init(param) -> state`` for one."""
+    """The state of all tensors, from ``init(param) -> state`` for one; a TypeError if that is no NamedTuple."""
     blank = init(torch.zeros((), device="cpu"))
+    if not hasattr(blank, "_fields"):
+        raise TypeError(f"init returned {short(blank)}, and not a NamedTuple: one without fields remembers nothing")
     states = {key: init(param.detach().to(compute_dtype(param.dtype))) for key, param in params.items()}
     columns = ({key: s[i] for key, s in states.items() if s[i] is not None} for i in range(len(blank)))
     return type(blank)(*columns)

@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+from collections import namedtuple
 from typing import Any
 
 import pytest
@@ -99,3 +100,27 @@ def test_what_is_zero_at_the_factory_stays_out_of_the_step(name: str) -> None:
         ahead = apo.lookahead(rule, params, grads, rule.init(params), hypers)
         assert torch.equal(ahead.params["w"], params["w"] - 0.1 * grads["w"])
         assert getattr(ahead.pullback(grads), name) == 0.0
+
+
+def made_by_hand(hypers: Any, fields: str = "lr", state: Any = None) -> Any:
+    Remembered = namedtuple("Remembered", [])
+    domains = dict.fromkeys(fields.split(), apo.domains.POSITIVE)
+    rule = apo.elementwise(
+        lambda param: Remembered() if state is None else state, lambda p, g, s, h: (p - h.lr * g, s), hypers, domains
+    )
+    return rule.init({"w": torch.zeros(2)})
+
+
+def test_a_rule_of_ones_own_is_of_named_tuples_and_has_all_domains() -> None:
+    Hypers = namedtuple("Hypers", ["lr"])
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    assert made_by_hand(Hypers(lr)) == ()
+    for wrong in (Hypers(0.1), {"lr": lr}, Hypers(lr[None]), Hypers(torch.tensor(1)), None):
+        with pytest.raises(TypeError, match=r"^hypers=.* must be a NamedTuple of 0-d tensors, as"):
+            made_by_hand(wrong)
+    for fields in ("", "lr eps", "rate"):
+        with pytest.raises(ValueError, match=r"must have the fields of hypers: lr$"):
+            made_by_hand(Hypers(lr), fields)
+    for state in ({"m": lr}, (), [lr], lr):
+        with pytest.raises(TypeError, match=r"^init returned .* and not a NamedTuple"):
+            made_by_hand(Hypers(lr), state=state)
