@@ -169,7 +169,7 @@ class APO(Combined):
         return loss
 
     def hypers(self) -> dict[str, float]:
-        """The next step's tuned hyperparameters, schedules apart: "lr", by group "lr/0" if these differ, "lr/<key>"."""
+        """The next step's tuned hyperparameters, schedules apart: "lr", "lr/0" if groups differ, or "lr/key" by key."""
         self._link()
         return self._tuning.hypers()
 

@@ -18,6 +18,7 @@ from docs.site import hooks
 from tests.documents import ROOT
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+DOCSTRING = re.compile(r'"""(.*?)"""', re.DOTALL)
 DIRECTIVE = re.compile(r"^::: ([\w.]+)(?:\n +options: \{(.*)\})?$", re.MULTILINE)
 
 
@@ -166,6 +167,12 @@ def test_the_reference_holds_every_public_name() -> None:
     assert {f"apo.{name}" for name in apo.__all__ if not isinstance(getattr(apo, name), ModuleType)} <= given.keys()
     assert {"apo.discrepancies", "apo.domains"} <= set(whole)
     assert set(apo.problems.__all__) <= {name for path in whole for name in vars(sys.modules[path])}
+
+
+def test_no_docstring_holds_what_a_page_takes_for_an_element() -> None:
+    for path in ROOT.glob("apo/**/*.py"):
+        text = "\n".join(DOCSTRING.findall(path.read_text(encoding="utf-8")))
+        assert re.findall(r"</?[a-zA-Z][^>\n]*>", re.sub(r"(`+)[^`]*\1", "", text)) == [], path
 
 
 def test_a_project_becomes_a_site(tmp_path: Path) -> None:
