@@ -60,12 +60,13 @@ class Apo(Method):
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state and, with fsd > 0, the batch of the last step."""
-        return {"optimizer": self.optimizer.state_dict(), "previous": self.previous}
+        """The optimizer's state, the place in the schedule and, with fsd > 0, the batch of the last step."""
+        return {"optimizer": self.optimizer.state_dict(), "progress": self.progress, "previous": self.previous}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore both."""
+        """Restore them."""
         self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = state["progress"]
         device = next(self.model.parameters()).device
         previous = state["previous"]
         self.previous = None if previous is None else (previous[0].to(device), previous[1].to(device))

@@ -2,9 +2,13 @@
 
 from typing import Final
 
-from baselines.experiments import apo, apo_figures, peers
+from baselines.experiments import apo, apo_figures, peers, quasi_adam
 from baselines.experiments.base import BUDGETS, Experiment
 
 __all__ = ["BUDGETS", "EXPERIMENTS", "Experiment"]
 
-EXPERIMENTS: Final[dict[str, Experiment]] = {**apo_figures.EXPERIMENTS, **apo.EXPERIMENTS, **peers.EXPERIMENTS}
+EXPERIMENTS: Final[dict[str, Experiment]] = {
+    name: experiment
+    for module in (apo_figures, quasi_adam, apo, peers)
+    for name, experiment in module.EXPERIMENTS.items()
+}

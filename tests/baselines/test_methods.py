@@ -238,6 +238,7 @@ def test_apo_by_layer_under_a_schedule_of_its_own_resumes_to_the_bit() -> None:
     for _ in range(17):
         run.advance()
     again.load_state_dict(run.state_dict())
+    assert again.method.hypers() == run.method.hypers()
     list(run.rows())
     list(again.rows())
     assert untimed(again) == untimed(run)
