@@ -1,0 +1,68 @@
+"""A curve is the best of its search with all seeds, at equal steps or in equal time; a table says how it stands."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from baselines.cells import Cell
+from baselines.config import Config
+from baselines.experiments.base import Curve, Found
+from baselines.experiments.report import numbers, table
+from baselines.plans import Plan
+
+START = Config(optimizer="sgd", method="fixed", steps=100, hidden=(8,))
+
+
+def cell(config: Config) -> Cell:
+    """Loss 0.1 × (1 + the distance to lr 0.01), and 1 ms a step, of adam 3 ms; of seed 1 a tenth more loss."""
+    loss = 0.1 * (1.0 + abs(math.log(config.lr / 0.01))) * (1.1 if config.seed == 1 else 1.0)
+    seconds = 0.001 * (config.steps or 0) * (3.0 if config.optimizer == "adam" else 1.0)
+    outcome = {"train_loss": loss, "test_accuracy": 0.9, "seconds": seconds}
+    curves = {"step": [0, 100], "loss": [None, loss], "lr": [config.lr] * 2}
+    return Cell(config, "", True, config.steps or 0, 1, outcome, curves, {"wall": 1.0, "time": 0})
+
+
+def carry_out(plan: Plan[Any]) -> Any:
+    """What a plan finds where every run ends as above."""
+    try:
+        wanted = next(plan)
+        while True:
+            wanted = plan.send([cell(config) for config in wanted])
+    except StopIteration as stop:
+        return stop.value
+
+
+def test_the_winner_of_a_walk_or_of_options_gets_all_seeds() -> None:
+    walked = carry_out(Curve("sgd", dataclasses.replace(START, lr=0.1), walk="lr", seeds=2).plan())
+    assert [(c.config.lr, c.config.seed) for c in walked.cells] == [(0.01, 0), (0.01, 1)]
+    assert walked.setting == "lr 0.01" and {c.config.lr for c in walked.tried} == {0.3, 0.1, 0.03, 0.01, 0.003}
+    assert walked.seconds == pytest.approx(0.1) and walked.search_seconds == pytest.approx(0.5)
+    chosen = carry_out(Curve("sgd", START, options=({"lr": 1.0}, {"lr": 0.03}), seeds=1).plan())
+    assert chosen.setting == "lr 0.03" and len(chosen.tried) == 2
+    plain = carry_out(Curve("sgd", START).plan())
+    assert plain.setting == "" and [c.config.seed for c in plain.cells] == [0, 1, 2]
+
+
+def test_equal_time_is_as_many_steps_as_fit() -> None:
+    reference = Curve("sgd", START, seeds=2)
+    slow = Curve("adam", dataclasses.replace(START, optimizer="adam"), time_of=reference, seeds=2)
+    found = carry_out(slow.plan())
+    assert [c.steps for c in found.cells] == [33, 33] and [c.steps for c in found.tried] == [100]
+    assert found.seconds == pytest.approx(0.099)
+
+
+def test_a_table_compares_within_a_panel() -> None:
+    good = carry_out(Curve("good", dataclasses.replace(START, lr=0.01), seeds=2).plan())
+    bad = carry_out(Curve("bad", dataclasses.replace(START, lr=1.0), against="good", seeds=2).plan())
+    lost = Found(
+        Curve("lost", START, against="good"), [dataclasses.replace(bad.cells[0], finished=False)], tried=bad.tried
+    )
+    rows = [[entry.strip() for entry in row.split("|")[1:-1]] for row in table([good, bad, lost]).splitlines()]
+    assert len({len(row) for row in rows}) == 1
+    columns = dict(zip(rows[0], zip(*rows[2:], strict=True), strict=True))
+    assert columns["training loss"] == ("0.105", "0.588", "diverged")
+    assert columns["ratio"] == ("", "5.61", "-") and columns["verdict"] == ("", "worse", "worse")
+    assert columns["spread"][:2] == ("×1.10", "×1.10")
+    assert numbers({"panel": [good]})["panel"]["good"]["train_loss"] == pytest.approx([0.1, 0.11])
