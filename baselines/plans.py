@@ -29,6 +29,7 @@ Plan = Generator[list[Config], list[Cell], Found]
 Score = Callable[[Cell], float]
 
 MANTISSAS: Final = (1.0, 3.0)
+PLACES: Final = range(-24, 12)  # of the grid: 1e-12 to 3e5
 PROBED: Final = 5  # steps that are timed where no cell tells the pace
 
 
@@ -40,12 +41,7 @@ def grid(place: int) -> float:
 
 def place_of(value: float) -> int:
     """The place of the grid's value that is nearest to a number."""
-    return min(range(-24, 12), key=lambda place: abs(math.log(grid(place) / value)))
-
-
-def run(configs: Iterable[Config]) -> Plan[list[Cell]]:
-    """Run configurations, side by side."""
-    return (yield list(configs))
+    return min(PLACES, key=lambda place: abs(math.log(grid(place) / value)))
 
 
 def walk(config: Config, *, name: str = "lr", judge: Score = score) -> Plan[list[Cell]]:
@@ -71,7 +67,7 @@ def walk(config: Config, *, name: str = "lr", judge: Score = score) -> Plan[list
         best = min(tried, key=lambda place: (judge(tried[place]), abs(place - middle)))
         if not math.isfinite(judge(tried[best])):
             best = min(tried)  # nothing has ended yet: smaller values are safer
-        wanted = [place for place in (best - 1, best + 1) if place not in tried and place in range(-24, 12)]
+        wanted = [place for place in (best - 1, best + 1) if place not in tried and place in PLACES]
     return sorted(tried.values(), key=judge)
 
 

@@ -1,6 +1,6 @@
 """The experiments of Amortized Proximal Optimization, and the comparison of all optimizers that follows from them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from baselines.config import Config
@@ -44,14 +44,13 @@ def task(budget: Budget, **of_short: Any) -> dict[str, Any]:
 
 def hand_and_apo(optimizer: str, fields: Mapping[str, Any], seeds: int) -> list[Curve]:
     """Three schedules with their own best learning rates; the paper's APO with λ searched; apo's default."""
-    base = Config(optimizer=optimizer, method="fixed", lr=START[optimizer], **fields)
 
     def method(name: str, **more: Any) -> Config:
         return Config(optimizer=optimizer, method=name, lr=START[optimizer], **fields, **more)
 
     default = {"fsd": 1.0} if optimizer == "kfac" else {}
     return [
-        Curve("fixed", base, walk="lr", seeds=seeds),
+        Curve("fixed", method("fixed"), walk="lr", seeds=seeds),
         Curve("cosine", method("cosine"), walk="lr", against="fixed", seeds=seeds),
         Curve("wsd", method("wsd"), walk="lr", against="fixed", seeds=seeds),
         Curve("APO, paper", method("apo", meta="paper"), options=lambdas(optimizer), against="fixed", seeds=seeds),
@@ -59,7 +58,7 @@ def hand_and_apo(optimizer: str, fields: Mapping[str, Any], seeds: int) -> list[
     ]
 
 
-def comparison(**of_short: Any) -> Any:
+def comparison(**of_short: Any) -> Callable[[Budget], Panels]:
     """The panels of one task: every optimizer with every way of setting its learning rate."""
 
     def panels(budget: Budget) -> Panels:

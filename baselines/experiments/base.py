@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Final, Literal, NamedTuple
 
 from baselines.cells import Cell
@@ -47,8 +48,10 @@ class Curve:
         if self.time_of is not None:
             reference = yield from self.time_of.plan()
             ratio = _pace(reference.cells) / _pace(winners)
-            # In an estimate nobody knows the pace: the length stays as it is.
-            steps = _two_digits(winners[0].steps * ratio) if math.isfinite(ratio) else winners[0].steps
+            steps = winners[0].steps
+            if math.isfinite(ratio):  # in an estimate nobody knows the pace
+                # Two significant digits: small differences in pace make no other run.
+                steps = max(1, int(float(f"{steps * ratio:.1e}")))
             winners = yield [dataclasses.replace(cell.config, steps=steps) for cell in winners]
         return Found(self, winners, tried)
 
@@ -74,12 +77,14 @@ class Found(NamedTuple):
     def tried_setting(self, cell: Cell) -> str:
         """The searched value of a cell, as field and value."""
         names = [self.curve.walk] if self.curve.walk else sorted({name for o in self.curve.options for name in o})
-        return ", ".join(f"{name} {_shown(getattr(cell.config, name))}" for name in names)
+        values = (getattr(cell.config, name) for name in names)
+        shown = (f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+        return ", ".join(map(" ".join, zip(names, shown, strict=True)))
 
     @property
     def seconds(self) -> float:
         """Of training steps, of one run of the winner."""
-        return _mean([cell.outcome["seconds"] or math.nan for cell in self.cells])
+        return fmean(cell.outcome["seconds"] or math.nan for cell in self.cells)
 
     @property
     def search_seconds(self) -> float:
@@ -114,17 +119,4 @@ class Experiment(NamedTuple):
 
 def _pace(cells: Sequence[Cell]) -> float:
     """Seconds a step, the mean over seeds."""
-    return _mean([(cell.outcome["seconds"] or math.nan) / cell.steps for cell in cells])
-
-
-def _two_digits(value: float) -> int:
-    """A whole number with two significant digits, so that small differences in pace make no other run."""
-    return max(1, int(float(f"{value:.1e}")))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return fmean((cell.outcome["seconds"] or math.nan) / cell.steps for cell in cells)

@@ -45,7 +45,7 @@ def run(
     """Carry out experiments; cells that are there are not run again.
 
     Args:
-        console: Where it is said.
+        console: For the estimate and the progress.
         names: Of experiments.
         budget: smoke, short or full.
         workers: Processes; None: one a core; 0: this one.
@@ -63,14 +63,14 @@ def run(
     console.print(f"{stored}: about {cost.seconds / 60:.0f} minutes of one core")
     done = 0
 
-    def report(cell: Cell) -> None:
+    def show(cell: Cell) -> None:
         nonlocal done
         done += 1
         c = cell.config
         what = f"{c.data} {c.model} {c.optimizer} {c.method} lr {c.lr:g} λ {c.fsd:g} seed {c.seed}"
         console.print(f"{done}: {what}: loss {number(cell.loss)}, {cell.about['wall']:.0f} s", soft_wrap=True)
 
-    found = carry_out(plans, store, workers=workers, scratch=SCRATCH, report=report)
+    found = carry_out(plans, store, workers=workers, scratch=SCRATCH, report=show)
     for name in names:
         _write(
             console,
@@ -93,7 +93,7 @@ def report(
     """Write the reports of experiments from the cells that are stored, running nothing.
 
     Args:
-        console: Where it is said.
+        console: For what was written and what is lacking.
         names: Of experiments; none: all.
         budget: smoke, short or full.
         older: Whether cells of earlier code count.

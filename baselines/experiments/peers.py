@@ -1,16 +1,16 @@
 """APO against what a user would pick instead, at equal steps and at equal time."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from baselines.config import Config
 from baselines.experiments.apo import SMOKE, task
 from baselines.experiments.base import Budget, Curve, Experiment, Panels
 
-# By family: the optimizer that is tuned, and the peers: label, optimizer, method, and whether a learning rate is
-# searched. The others have their authors' initial learning rate, in `METHODS`.
-SGD: Final = (
+Peers = tuple[tuple[str, str, str, bool], ...]
+"""Label, optimizer, method, and whether a learning rate is searched: the others have their authors', in `METHODS`."""
+SGD: Final[Peers] = (
     ("hypergradient descent", "sgd", "hd", False),
     ("gdtuo", "sgd", "gdtuo", False),
     ("D-Adaptation", "sgd", "dadapt", False),
@@ -19,7 +19,7 @@ SGD: Final = (
     ("schedule-free", "sgdm", "schedule-free", True),
     ("plateau", "sgd", "plateau", True),
 )
-ADAM: Final = (
+ADAM: Final[Peers] = (
     ("hypergradient descent", "adam", "hd", False),
     ("gdtuo", "adam", "gdtuo", False),
     ("Prodigy", "adam", "prodigy", False),
@@ -28,10 +28,11 @@ ADAM: Final = (
     ("schedule-free", "adamw", "schedule-free", True),
     ("plateau", "adam", "plateau", True),
 )
+# By family: the optimizer that is tuned, its initial learning rate by hand, and its peers.
 FAMILIES: Final = {"SGD": ("sgd", 0.1, SGD), "Adam": ("adam", 1e-3, ADAM)}
 
 
-def curves(optimizer: str, lr: float, peers: Any, fields: Mapping[str, Any], seeds: int) -> list[Curve]:
+def curves(optimizer: str, lr: float, peers: Peers, fields: Mapping[str, Any], seeds: int) -> list[Curve]:
     """The optimizer by hand and by APO, and its peers."""
     found = [
         Curve("fixed", Config(optimizer=optimizer, method="fixed", lr=lr, **fields), walk="lr", seeds=seeds),
@@ -45,7 +46,7 @@ def curves(optimizer: str, lr: float, peers: Any, fields: Mapping[str, Any], see
     return [dataclasses.replace(curve, against=None if curve.label == "APO" else "APO") for curve in found]
 
 
-def against_peers(**of_short: Any) -> Any:
+def against_peers(**of_short: Any) -> Callable[[Budget], Panels]:
     """The panels of one task: both families, at equal steps and at equal time."""
 
     def panels(budget: Budget) -> Panels:

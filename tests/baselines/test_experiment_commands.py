@@ -60,4 +60,5 @@ def test_an_experiment_is_whole_at_every_budget(name: str) -> None:
 
 def test_an_unknown_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "apo-fig99", "--cells", str(tmp_path)]) == 2
-    assert "no experiment is called apo-fig99; there are comparison-mlp" in capsys.readouterr().err
+    message = f"no experiment is called apo-fig99; there are {', '.join(EXPERIMENTS)}"
+    assert message in capsys.readouterr().err
