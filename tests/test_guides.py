@@ -1,14 +1,14 @@
 """The programs of the pages that come first run, and lead to what the pages say."""
 
-import importlib
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-from tests.documents import ROOT, programs
+from tests.documents import ROOT, example, programs
 
 
 def run(page: str, *shorter: tuple[str, str]) -> dict[str, Any]:
@@ -51,22 +51,21 @@ def test_choosing_lambda(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    return importlib.import_module("choosing_lambda")
+def choosing(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return example("choosing_lambda", monkeypatch)
 
 
-def test_the_tables_of_choosing_lambda_are_those_of_its_results(example: Any) -> None:
+def test_the_tables_of_choosing_lambda_are_those_of_its_results(choosing: ModuleType) -> None:
     results = json.loads((ROOT / "docs/results/choosing_lambda/results.json").read_text(encoding="utf-8"))
-    assert example.tables(results["runs"]) in (ROOT / "docs/choosing_lambda.md").read_text(encoding="utf-8")
+    assert choosing.tables(results["runs"]) in (ROOT / "docs/choosing_lambda.md").read_text(encoding="utf-8")
 
 
-def test_the_runs_of_choosing_lambda(example: Any) -> None:
+def test_the_runs_of_choosing_lambda(choosing: ModuleType) -> None:
     threads = torch.get_num_threads()
-    configs = [c for c in example.configurations(["digits"], 1) if c["base"] == "SGD" and c["meta"] != "paper"]
-    free, charged, fixed = (example.train(config, 40) for config in (configs[0], configs[4], configs[-1]))
+    configs = [c for c in choosing.configurations(["digits"], 1) if c["base"] == "SGD" and c["meta"] != "paper"]
+    free, charged, fixed = (choosing.train(config, 40) for config in (configs[0], configs[4], configs[-1]))
     torch.set_num_threads(threads)
     assert (free["fsd"], charged["fsd"], fixed["fsd"]) == (0.0, 1.0, None)
     assert charged["lr"] < free["lr"] / 4 and fixed["lr"] == 1.0
     assert 0.0 < free["loss"] < charged["loss"] < 2.3
-    assert f"{free['lr']:.1e}, {free['loss']:.2g}" == example.entry([free])
+    assert f"{free['lr']:.1e}, {free['loss']:.2g}" == choosing.entry([free])

@@ -1,16 +1,13 @@
 """The experiment scripts on real data go on where they stopped, and draw and tabulate."""
 
-import importlib
 import json
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
-from tests.baselines.test_loaders import idx
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from tests.baselines.files import idx
+from tests.documents import example
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +23,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module(name)
-
-
 def test_quasi_adam_against_adam(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = script("quasi_adam_vs_adam", monkeypatch)
+    module = example("quasi_adam_vs_adam", monkeypatch)
     arguments = ["--epochs", "2", "--seeds", "1", "--data-dir", data, "--out", str(tmp_path), "--experiments"]
     module.main([*arguments, "V"])
     first = capsys.readouterr().out
@@ -50,13 +42,13 @@ def test_quasi_adam_against_adam(
 
 
 def test_a_run_that_diverges_is_no_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = script("quasi_adam_vs_adam", monkeypatch)
+    module = example("quasi_adam_vs_adam", monkeypatch)
     rows = [{"step": step, "test_loss": 0.5, "test_accuracy": step / 100} for step in (0, 10, 20, 30, 40)]
     assert module.measures({"finished": True, "rows": rows}, "test_accuracy") == pytest.approx(
         {"first half": 0.15, "half": 0.2, "end": 0.4}
     )
     assert np.isnan(module.measures({"finished": False, "rows": rows}, "test_accuracy")["end"])
-    kfac = script("kfac_fashion_mnist", monkeypatch)
+    kfac = example("kfac_fashion_mnist", monkeypatch)
     assert kfac.final({"finished": False, "rows": [{"train_loss": 0.1}]}, "train_loss") == np.inf
     assert kfac.spread([1.0, 3.0, np.inf], ".1f") == "2.0 ± 1.4" and kfac.spread([np.inf], ".1f") == "-"
 
@@ -64,7 +56,7 @@ def test_a_run_that_diverges_is_no_best(monkeypatch: pytest.MonkeyPatch) -> None
 def test_kfac_on_fashion_mnist(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = script("kfac_fashion_mnist", monkeypatch)
+    module = example("kfac_fashion_mnist", monkeypatch)
     grids = [("kfac", {"damping": 1e-2}, (1e-3, 1e-2)), ("rmsprop", {}, (1e-3, 1e-2))]
     monkeypatch.setattr(module, "GRIDS", grids)
     monkeypatch.setattr(module, "TUNED", [module.TUNED[0], module.TUNED[-1]])

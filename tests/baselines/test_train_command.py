@@ -15,7 +15,7 @@ import torch
 from baselines.cli import main
 from baselines.display import Interrupt
 from baselines.storage import commit, finite, replace_file
-from tests.baselines.test_loaders import write_idx_set
+from tests.baselines.files import write_idx_set
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["train", "--method", "fixed", "--steps", "40", "--hidden", "16"]

@@ -1,4 +1,3 @@
-import importlib
 import json
 import os
 import subprocess
@@ -11,14 +10,12 @@ import pytest
 import torch
 
 import apo
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from tests.documents import ROOT, example
 
 
 @pytest.fixture
 def functional_apo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module("functional_apo")
+    return example("functional_apo", monkeypatch)
 
 
 def start(x: float, y: float) -> dict[str, torch.Tensor]:
@@ -26,7 +23,7 @@ def start(x: float, y: float) -> dict[str, torch.Tensor]:
 
 
 def run(script: str, *arguments: str) -> str:
-    command = [sys.executable, "-W", "error", str(EXAMPLES / script), *arguments]
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / script), *arguments]
     environment = os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
 
