@@ -10,6 +10,7 @@ from baselines.comparators.tuned import BY, RELATIVE
 from baselines.config import META, Config
 from baselines.data import LOADERS
 from baselines.experiments import BUDGETS, EXPERIMENTS
+from baselines.experiments.scripts import SCRIPTS
 from baselines.methods import METHODS
 from baselines.models import MODELS
 from baselines.optimizers import OPTIMIZERS
@@ -141,13 +142,14 @@ def _add_experiments(commands: Any) -> None:
         description="Write the reports of experiments from the cells that are stored; nothing is trained.",
         argument_default=argparse.SUPPRESS,
     )
-    run.add_argument("names", nargs="+", choices=tuple(EXPERIMENTS), metavar="NAME", help=", ".join(EXPERIMENTS))
-    report.add_argument("names", nargs="*", metavar="NAME", help="default: all of them")
+    named = (*SCRIPTS, *EXPERIMENTS)
+    run.add_argument("names", nargs="+", choices=named, metavar="NAME", help=", ".join(named))
+    report.add_argument("names", nargs="*", metavar="NAME", help="default: all that have cells")
     run.add_argument("--workers", type=int, metavar="N", help="processes of one thread (default: one a core)")
     run.add_argument("--older", action="store_true", help="count cells that were computed by earlier code")
     for parser in (run, report):
         parser.add_argument("--budget", choices=BUDGETS, help="default: short")
-        parser.add_argument("--out", type=Path, metavar="DIR", help="default: docs/results")
+        parser.add_argument("--out", type=Path, metavar="DIR", help="default: docs/results; smoke: runs/smoke")
         parser.add_argument("--cells", type=Path, metavar="DIR", help="the store (default: results/cells)")
 
 

@@ -11,13 +11,21 @@ from baselines.display import number
 from baselines.experiments import EXPERIMENTS
 from baselines.experiments.base import Budget, Found
 from baselines.experiments.report import figure, numbers, page
+from baselines.experiments.scripts import SCRIPTS
 from baselines.fingerprint import ROOT
 from baselines.plans import carry_out, estimate, from_store
 from baselines.plots import save
 from baselines.storage import write_json, write_text
 
 RESULTS: Final = ROOT / "docs" / "results"
+SMOKE: Final = ROOT / "runs" / "smoke"
 SCRATCH: Final = ROOT / "runs" / "cells"
+
+
+def _where(budget: Budget, out: Path | None, cells: Path | None) -> tuple[Path, Path]:
+    """Where reports and cells go: a smoke run leaves those of the project alone."""
+    smoke = budget == "smoke"
+    return out or (SMOKE if smoke else RESULTS), cells or (SMOKE / "cells" if smoke else CELLS)
 
 
 def _write(console: Console, name: str, budget: Budget, found: Mapping[tuple[str, str], Found], out: Path) -> None:
@@ -25,12 +33,13 @@ def _write(console: Console, name: str, budget: Budget, found: Mapping[tuple[str
     results: dict[str, list[Found]] = {}
     for (panel, _), each in found.items():
         results.setdefault(panel, []).append(each)
-    folder = out / name
+    experiment, folder = EXPERIMENTS[name], out / name
+    lacking = [f"{label} ({panel})" for panel, label in experiment.plans(budget) if (panel, label) not in found]
     folder.mkdir(parents=True, exist_ok=True)
     write_json({"experiment": name, "budget": budget, "panels": numbers(results)}, folder / "results.json")
-    save(figure(results, EXPERIMENTS[name].rows), folder / "figure.png")
-    write_text(page(name, EXPERIMENTS[name], budget, results), folder / "README.md")
-    console.print(f"{name}: {folder / 'README.md'}")
+    save(figure(results, experiment.rows), folder / "figure.png")
+    write_text(page(name, experiment, budget, results, lacking), folder / "README.md")
+    console.print(f"{name}: {folder / 'README.md'}", soft_wrap=True)
 
 
 def run(
@@ -39,8 +48,8 @@ def run(
     budget: Budget = "short",
     workers: int | None = None,
     older: bool = False,
-    out: Path = RESULTS,
-    cells: Path = CELLS,
+    out: Path | None = None,
+    cells: Path | None = None,
 ) -> int:
     """Carry out experiments; cells that are there are not run again.
 
@@ -50,12 +59,19 @@ def run(
         budget: smoke, short or full.
         workers: Processes; None: one a core; 0: this one.
         older: Whether cells of earlier code count.
-        out: Where the reports go.
-        cells: The folder of the store.
+        out: Where the reports go; None: docs/results, of a smoke run runs/smoke.
+        cells: The folder of the store; None: results/cells, of a smoke run runs/smoke/cells.
 
     Returns:
         The exit status.
     """
+    out, cells = _where(budget, out, cells)
+    for name in names:
+        if name in SCRIPTS:
+            console.print(f"{name}: {SCRIPTS[name].run(budget, out)}", soft_wrap=True)
+    names = [name for name in names if name in EXPERIMENTS]
+    if not names:
+        return 0
     store = Store(cells, older=older)
     plans = {(name, *key): plan for name in names for key, plan in EXPERIMENTS[name].plans(budget).items()}
     cost = estimate([plan for name in names for plan in EXPERIMENTS[name].plans(budget).values()], store)
@@ -72,13 +88,8 @@ def run(
 
     found = carry_out(plans, store, workers=workers, scratch=SCRATCH, report=show)
     for name in names:
-        _write(
-            console,
-            name,
-            budget,
-            {(panel, label): found[of, panel, label] for of, panel, label in plans if of == name},
-            out,
-        )
+        own = {(panel, label): found[of, panel, label] for of, panel, label in plans if of == name}
+        _write(console, name, budget, own, out)
     return 0
 
 
@@ -87,35 +98,38 @@ def report(
     names: Sequence[str] = (),
     budget: Budget = "short",
     older: bool = True,
-    out: Path = RESULTS,
-    cells: Path = CELLS,
+    out: Path | None = None,
+    cells: Path | None = None,
 ) -> int:
     """Write the reports of experiments from the cells that are stored, running nothing.
+
+    What lacks cells is left out, and said so.
 
     Args:
         console: For what was written and what is lacking.
         names: Of experiments; none: all.
         budget: smoke, short or full.
         older: Whether cells of earlier code count.
-        out: Where the reports go.
-        cells: The folder of the store.
+        out: Where the reports go; None: docs/results, of a smoke run runs/smoke.
+        cells: The folder of the store; None: results/cells, of a smoke run runs/smoke/cells.
 
     Returns:
         The exit status: 1 if one that was named lacks cells.
 
     Raises:
-        ValueError: A name that no experiment has.
+        ValueError: A name that no experiment with cells has.
     """
     if unknown := [name for name in names if name not in EXPERIMENTS]:
-        raise ValueError(f"no experiment is called {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
-    store, lacking = Store(cells, older=older), []
+        raise ValueError(f"no experiment with cells is called {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
+    out, cells = _where(budget, out, cells)
+    store, status = Store(cells, older=older), 0
     for name in names or EXPERIMENTS:
         plans = EXPERIMENTS[name].plans(budget)
         found = {key: each for key, plan in plans.items() if (each := from_store(plan, store)) is not None}
-        if len(found) < len(plans):
-            lacking.append(name)
-            lack = f"{len(plans) - len(found)} of {len(plans)} curves lack cells"
-            console.print(f"{name}: {lack}; python -m baselines run {name} --budget {budget}")
-        else:
+        if found:
             _write(console, name, budget, found, out)
-    return 1 if names and lacking else 0
+        if len(found) < len(plans):
+            status = 1 if names else 0
+            lack = f"{len(plans) - len(found)} of {len(plans)} curves lack cells"
+            console.print(f"{name}: {lack}; python -m baselines run {name} --budget {budget}", soft_wrap=True)
+    return status

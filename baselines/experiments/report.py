@@ -110,8 +110,8 @@ def numbers(results: Results) -> dict[str, Any]:
     }
 
 
-def page(name: str, experiment: Experiment, budget: Budget, results: Results) -> str:
-    """The report in Markdown."""
+def page(name: str, experiment: Experiment, budget: Budget, results: Results, lacking: Sequence[str]) -> str:
+    """The report in Markdown; `lacking` are the curves that have not been run."""
     cells = [cell for founds in results.values() for found in founds for cell in (*found.cells, *found.tried)]
     devices = sorted({cell.about["device"] for cell in cells})
     commits = sorted({str(cell.about["commit"])[:7] for cell in cells})
@@ -121,6 +121,8 @@ def page(name: str, experiment: Experiment, budget: Budget, results: Results) ->
         f"    python -m baselines run {name} --budget {budget}",
         experiment.departs[budget],
     ]
+    if lacking:
+        parts.append(f"Not run yet: {', '.join(lacking)}.")
     for panel, founds in results.items():
         parts += [f"## {panel}", table(founds)]
     seeds = max(len(found.cells) for founds in results.values() for found in founds)

@@ -9,6 +9,8 @@ from baselines.cells import Store
 from baselines.cli import main
 from baselines.experiments import EXPERIMENTS
 from baselines.experiments.base import BUDGETS
+from baselines.experiments.scripts import SCRIPTS
+from tests.documents import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,27 @@ def test_an_experiment_runs_once_and_reports(
     assert (folder / "README.md").read_text() == page
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_writes_its_report(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", name, "--budget", "smoke", "--out", str(tmp_path), "--cells", str(tmp_path / "cells")]) == 0
+    folder = tmp_path / SCRIPTS[name].folder
+    assert json.loads((folder / "results.json").read_text()) and list(folder.glob("*.png"))
+    assert (ROOT / "docs" / "results" / SCRIPTS[name].folder / "README.md").is_file()
+    assert not (tmp_path / "cells").exists() and f"{name}: {folder}" in capfd.readouterr().out
+
+
+def test_what_lacks_cells_is_left_out_and_named(cells: Path, tmp_path: Path) -> None:
+    where = ["--budget", "smoke", "--out", str(tmp_path / "out")]
+    assert main(["run", "apo-fig2b", "--workers", "0", "--cells", str(cells), *where]) == 0
+    plain = [path for path in cells.glob("*.json") if '"method":"fixed"' in path.read_text()]
+    (tmp_path / "some").mkdir()
+    for path in plain:
+        (tmp_path / "some" / path.name).write_bytes(path.read_bytes())
+    assert main(["report", "apo-fig2b", "--cells", str(tmp_path / "some"), *where]) == 1
+    text = (tmp_path / "out" / "apo-fig2b" / "README.md").read_text()
+    assert "Not run yet: RMSprop-APO (RMSprop)." in text and "| RMSprop |" in text and "| RMSprop-APO |" not in text
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_is_whole_at_every_budget(name: str) -> None:
     experiment = EXPERIMENTS[name]
@@ -60,5 +83,5 @@ def test_an_experiment_is_whole_at_every_budget(name: str) -> None:
 
 def test_an_unknown_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "apo-fig99", "--cells", str(tmp_path)]) == 2
-    message = f"no experiment is called apo-fig99; there are {', '.join(EXPERIMENTS)}"
+    message = f"no experiment with cells is called apo-fig99; there are {', '.join(EXPERIMENTS)}"
     assert message in capsys.readouterr().err
