@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import cast
 
 import pytest
 
@@ -10,7 +10,7 @@ from baselines.cells import Cell
 from baselines.config import Config
 from baselines.experiments.base import Curve, Found
 from baselines.experiments.report import numbers, table
-from baselines.plans import Plan
+from tests.baselines.driving import drive
 
 START = Config(optimizer="sgd", method="fixed", steps=100, hidden=(8,))
 
@@ -24,38 +24,33 @@ def cell(config: Config) -> Cell:
     return Cell(config, "", True, config.steps or 0, 1, outcome, curves, {"wall": 1.0, "time": 0})
 
 
-def carry_out(plan: Plan[Any]) -> Any:
-    """What a plan finds where every run ends as above."""
-    try:
-        wanted = next(plan)
-        while True:
-            wanted = plan.send([cell(config) for config in wanted])
-    except StopIteration as stop:
-        return stop.value
+def found(curve: Curve) -> Found:
+    """What a curve's plan finds where every run ends as above."""
+    return cast(Found, drive(curve.plan(), cell)[0])
 
 
 def test_the_winner_of_a_walk_or_of_options_gets_all_seeds() -> None:
-    walked = carry_out(Curve("sgd", dataclasses.replace(START, lr=0.1), walk="lr", seeds=2).plan())
+    walked = found(Curve("sgd", dataclasses.replace(START, lr=0.1), walk="lr", seeds=2))
     assert [(c.config.lr, c.config.seed) for c in walked.cells] == [(0.01, 0), (0.01, 1)]
     assert walked.setting == "lr 0.01" and {c.config.lr for c in walked.tried} == {0.3, 0.1, 0.03, 0.01, 0.003}
     assert walked.seconds == pytest.approx(0.1) and walked.search_seconds == pytest.approx(0.5)
-    chosen = carry_out(Curve("sgd", START, options=({"lr": 1.0}, {"lr": 0.03}), seeds=1).plan())
+    chosen = found(Curve("sgd", START, options=({"lr": 1.0}, {"lr": 0.03}), seeds=1))
     assert chosen.setting == "lr 0.03" and len(chosen.tried) == 2
-    plain = carry_out(Curve("sgd", START).plan())
+    plain = found(Curve("sgd", START))
     assert plain.setting == "" and [c.config.seed for c in plain.cells] == [0, 1, 2]
 
 
 def test_equal_time_is_as_many_steps_as_fit() -> None:
     reference = Curve("sgd", START, seeds=2)
     slow = Curve("adam", dataclasses.replace(START, optimizer="adam"), time_of=reference, seeds=2)
-    found = carry_out(slow.plan())
-    assert [c.steps for c in found.cells] == [33, 33] and [c.steps for c in found.tried] == [100]
-    assert found.seconds == pytest.approx(0.099)
+    fit = found(slow)
+    assert [c.steps for c in fit.cells] == [33, 33] and [c.steps for c in fit.tried] == [100]
+    assert fit.seconds == pytest.approx(0.099)
 
 
 def test_a_table_compares_within_a_panel() -> None:
-    good = carry_out(Curve("good", dataclasses.replace(START, lr=0.01), seeds=2).plan())
-    bad = carry_out(Curve("bad", dataclasses.replace(START, lr=1.0), against="good", seeds=2).plan())
+    good = found(Curve("good", dataclasses.replace(START, lr=0.01), seeds=2))
+    bad = found(Curve("bad", dataclasses.replace(START, lr=1.0), against="good", seeds=2))
     lost = Found(
         Curve("lost", START, against="good"), [dataclasses.replace(bad.cells[0], finished=False)], tried=bad.tried
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,10 @@ def stand_in(config: Config, loss: float) -> Cell:
     return Cell(config, "", math.isfinite(loss), 6, 1, {"train_loss": loss}, {}, {"wall": 1.0, "time": 0})
 
 
-def drive(plan: plans.Plan[Any], losses: Any) -> tuple[Any, list[float]]:
-    """Answer a plan by losses as a function of the learning rate; what it returned, and the rates in order."""
-    asked = []
-    try:
-        wanted = next(plan)
-        while True:
-            asked += [config.lr for config in wanted]
-            wanted = plan.send([stand_in(config, losses(config.lr)) for config in wanted])
-    except StopIteration as stop:
-        return stop.value, asked
+def rates(plan: plans.Plan[Any], losses: Callable[[float], float]) -> tuple[Any, list[float]]:
+    """What a plan finds where losses depend on the learning rate, and the rates that it asked for."""
+    found, asked = drive(plan, lambda config: stand_in(config, losses(config.lr)))
+    return found, [config.lr for config in asked]
 
 
 def test_the_grid() -> None:
@@ -38,7 +33,7 @@ def test_the_grid() -> None:
 
 @pytest.mark.parametrize("best", [1e-5, 1e-3, 0.3, 10.0])
 def test_a_walk_ends_when_its_optimum_is_interior(best: float) -> None:
-    tried, asked = drive(plans.walk(dataclasses.replace(QUICK, lr=0.01)), lambda lr: 1.0 + abs(math.log(lr / best)))
+    tried, asked = rates(plans.walk(dataclasses.replace(QUICK, lr=0.01)), lambda lr: 1.0 + abs(math.log(lr / best)))
     assert tried[0].config.lr == best and len(set(asked)) == len(asked)
     place = plans.place_of(best)
     assert {plans.grid(place - 1), plans.grid(place + 1)} < set(asked)
@@ -46,15 +41,15 @@ def test_a_walk_ends_when_its_optimum_is_interior(best: float) -> None:
 
 
 def test_a_walk_leaves_what_diverges() -> None:
-    tried, _ = drive(plans.walk(dataclasses.replace(QUICK, lr=1.0)), lambda lr: math.inf if lr > 1e-3 else 1.0 / lr)
+    tried, _ = rates(plans.walk(dataclasses.replace(QUICK, lr=1.0)), lambda lr: math.inf if lr > 1e-3 else 1.0 / lr)
     assert tried[0].config.lr == 1e-3 and math.isinf(tried[-1].loss)
-    nothing, asked = drive(plans.walk(dataclasses.replace(QUICK, lr=1e-10)), lambda lr: math.inf)
+    nothing, asked = rates(plans.walk(dataclasses.replace(QUICK, lr=1e-10)), lambda lr: math.inf)
     assert math.isinf(nothing[0].loss) and min(asked) == plans.grid(plans.PLACES[0])
 
 
 def test_only_the_winner_gets_all_seeds() -> None:
     plan = plans.best_of(plans.walk(dataclasses.replace(QUICK, lr=0.01)), 3)
-    (winners, tried), asked = drive(plan, lambda lr: 1.0 + abs(math.log(lr / 0.01)))
+    (winners, tried), asked = rates(plan, lambda lr: 1.0 + abs(math.log(lr / 0.01)))
     assert [(cell.config.lr, cell.config.seed) for cell in winners] == [(0.01, 0), (0.01, 1), (0.01, 2)]
     assert len(tried) == 3 and len(asked) == 5
 
