@@ -12,6 +12,7 @@ from baselines import plans
 from baselines.cells import Cell, Store, compute
 from baselines.config import Config
 from baselines.judge import Comparison, compare, mean_loss
+from tests.baselines.driving import drive
 
 QUICK = Config(method="fixed", steps=6, log_every=2, hidden=(8,))
 
