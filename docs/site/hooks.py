@@ -30,10 +30,12 @@ OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "tutor
 """The pages that do not lie in docs/."""
 LINK = re.compile(r"\]\(([^)#\s]+)")
 FIRST = re.compile(r"([-*+]|1\.) +")
+"""What begins a list: in the middle of a paragraph, another number is part of the text."""
 ITEM = re.compile(r"([-*+]|\d+\.) +")
 FENCE = re.compile(r"`{3,}|~{3,}")
 LINE = re.compile(r"__codelineno-\d+-(\d+)")
 LINES = re.compile(r'(href="[^"#]*#L\d+)-L\d+"')
+"""A link to several lines; only single ones have anchors here."""
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 NAME = re.compile(r"(<a [^>]*>)?<code>((?:apo\.)?([A-Z]\w+|(?<=apo\.)[\w.]+))</code>")
 """A name in a page, and the link around it if there is one."""
@@ -216,6 +218,13 @@ def mathml(tex: str, tag: str, page: str) -> str:
     return equation
 
 
+def referenced(name: re.Match[str]) -> str:
+    """The name in a page as a reference to its entry in the API, if there is one, unless it is in a link already."""
+    if name[1]:
+        return name[0]
+    return f'<autoref identifier="apo.{name[3]}" optional><code>{name[2]}</code></autoref>'
+
+
 class Links(HTMLParser):
     """The anchors of a page, where it leads to, and what it loads."""
 
@@ -235,13 +244,6 @@ class Links(HTMLParser):
             self.loads.add(found["src"])
         if "href" in found and found.get("rel") != "canonical":
             (self.loads if tag == "link" else self.hrefs).add(found["href"])
-
-
-def referenced(name: re.Match[str]) -> str:
-    """The name in a page as a reference to its entry in the API, if there is one, unless it is in a link already."""
-    if name[1]:
-        return name[0]
-    return f'<autoref identifier="apo.{name[3]}" optional><code>{name[2]}</code></autoref>'
 
 
 def broken(site: Path, base: str = "/") -> Iterator[str]:
