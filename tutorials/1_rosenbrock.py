@@ -24,7 +24,7 @@
 # $$Q(\phi) = L(\theta') + \lambda\, D(\theta', \theta), \qquad \theta' = u(\theta, g, \xi; \phi),$$
 #
 # the loss where it ends, plus a price $\lambda$ on how far it goes. Then $\phi$ moves a little along $-\nabla_\phi Q$,
-# the *hypergradient*, and training goes on. There is no restart and no schedule to invent.
+# the *hypergradient*, and training goes on, without a restart.
 #
 # This notebook builds that up on a function of two variables, where everything can be drawn and checked. The problem
 # has no noise, so $\lambda = 0$ throughout, as in the paper ([Amortized Proximal
