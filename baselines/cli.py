@@ -50,6 +50,7 @@ def _add_train(commands: Any) -> None:
     option(task, "--data-dir", "where its files are", metavar="DIR")
     option(task, "--examples", "train on the first N training examples only", type=int, metavar="N")
     option(task, "--label-noise", "fraction of the training labels drawn anew", type=float, metavar="FRACTION")
+    option(task, "--augment", "train on random crops and reflections of the images", action="store_true")
     option(task, "--model", "model", choices=tuple(MODELS))
     option(task, "--hidden", "the mlp's hidden widths (default: 1000,1000; digits: 100,100)", type=_whole_numbers)
     method = train.add_argument_group("method")

@@ -32,6 +32,7 @@ class Config:
         data_dir: where its files are, if not in the usual places. Not part of a run's identity.
         examples: train on the first so many training examples; None: on all.
         label_noise: fraction of the training labels drawn anew, in [0, 1].
+        augment: train on random crops, after padding by 4 pixels, and horizontal reflections of the images.
         model: name of the model (`baselines.models.MODELS`).
         hidden: widths of the mlp's hidden layers; None: the model's default.
         optimizer: name of the optimizer (`baselines.optimizers.OPTIMIZERS`): as in `torch.optim` where it has one
@@ -73,6 +74,7 @@ class Config:
     data_dir: str | None = None
     examples: int | None = None
     label_noise: float = 0.0
+    augment: bool = False
     model: str = "mlp"
     hidden: tuple[int, ...] | None = None
     optimizer: str = "adamw"
@@ -179,6 +181,8 @@ class Config:
                 )
             if name == "label_noise" and MODELS[self.model].reconstructs:
                 raise ValueError(f"{name}={value!r} has no effect: the {self.model} learns no labels; leave it out")
+            if name == "augment" and MODELS[self.model].reconstructs:
+                raise ValueError(f"the {self.model}'s targets are its inputs, which --augment changes; leave it out")
 
     def total_steps(self, examples: int) -> int:
         """The length of the run in steps, for a training set of `examples` examples."""

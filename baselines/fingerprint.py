@@ -1,11 +1,13 @@
 """Which code a run depends on, and a hash of it that comments, docstrings and layout do not change.
 
 Of the baselines, the definitions that training reaches, followed by name from `baselines.run`; of a table, such as
-`METHODS`, the entry that the configuration picks, so that a new comparator makes no stored run out of date. Of apo, the
-files that a rule or the shell may reach.
+`METHODS`, the entry that the configuration picks, and nothing of what stands under `if config.<field>:` where that
+field is off, so that a new comparator or option makes no stored run out of date. Of apo, the files that a rule or the
+shell may reach.
 """
 
 import ast
+import copy
 import hashlib
 from collections.abc import Iterator
 from functools import cache
@@ -40,6 +42,18 @@ class _Chosen(NamedTuple):
     data: str
     meta: str
     uses_rule: bool
+    augment: bool
+
+
+class _WithoutWhatIsOff(ast.NodeTransformer):
+    """Drops what stands under `if config.<field>:` for a field that is off."""
+
+    def __init__(self, chosen: _Chosen) -> None:
+        self.off = {f"config.{name}" for name, value in chosen._asdict().items() if not value}
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        self.generic_visit(node)
+        return node.orelse if ast.unparse(node.test).removeprefix("self.") in self.off else node
 
 
 class _WithoutDocstrings(ast.NodeTransformer):
@@ -114,11 +128,12 @@ def _uses(module: str, node: ast.AST) -> Iterator[tuple[str, str]]:
 
 def _reached(chosen: _Chosen) -> Iterator[tuple[str, str, str]]:
     """Module, name and code of every definition in the baselines that training reaches."""
-    left, seen = list(START), set(START)
+    left, seen, without = list(START), set(START), _WithoutWhatIsOff(chosen)
     while left:
         module, name = left.pop()
         statement = _definitions(module)[name]
         node = _entry(statement, str(getattr(chosen, TABLES[name]))) if name in TABLES else statement
+        node = without.visit(copy.deepcopy(node))
         yield module, name, ast.unparse(node)
         found = {pair for pair in _uses(module, node) if pair[1] not in VALUES} - seen
         left += sorted(found)

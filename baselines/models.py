@@ -4,6 +4,7 @@ PyTorch's default initialisation, from the global generator: seed it first.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from math import prod
 from typing import Final, NamedTuple
@@ -66,37 +67,40 @@ def cnn(shape: Shape, classes: int, hidden: Sequence[int] | None = None) -> nn.S
     )
 
 
-def lenet(shape: Shape, classes: int, hidden: Sequence[int] | None = None) -> nn.Sequential:
+def lenet(shape: Shape, classes: int, hidden: Sequence[int] | None = None, *, padding: int = 2) -> nn.Sequential:
     """The image classifier of the Quasi-Adam paper (§VI.B), with the widths of LeNet-5.
 
     The paper gives two convolutions, each followed by max pooling and ReLU, and three fully connected layers, but no
     widths: 6 and 16 filters of 5x5 and 120-84-classes are LeNet-5's, as is the padding of the first convolution (an
-    image of 28x28 becomes 32x32). [B, C, H, W] -> logits [B, classes]; sides of at least 12.
+    image of 28x28 becomes 32x32). Without that padding it is the toy CNN of the Apollo paper (App. E), which takes it
+    from PyTorch's tutorial on CIFAR-10. [B, C, H, W] -> logits [B, classes]; sides of at least 12, without padding 16.
 
     Args:
         shape: of one input, (C, H, W).
         classes: number of outputs.
         hidden: not an option of this model.
+        padding: of the first convolution, in pixels.
 
     Raises:
-        ValueError: `hidden` given, or an image side below 12.
+        ValueError: `hidden` given, or an image that is too small.
     """
     _no_widths("lenet", hidden)
     channels, height, width = shape
-    if min(height, width) < 12:
+    height, width = height + 2 * padding, width + 2 * padding
+    if min(height, width) < 16:
         raise ValueError(
-            f"images of {height}x{width} are too small for the lenet, whose sides must be at least 12; use --model cnn "
-            "or another --data"
+            f"images of {shape[1]}x{shape[2]} are too small for the lenet, whose sides must be at least "
+            f"{16 - 2 * padding}; use --model cnn or another --data"
         )
     return nn.Sequential(
-        nn.Conv2d(channels, 6, kernel_size=5, padding=2),
+        nn.Conv2d(channels, 6, kernel_size=5, padding=padding),
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Conv2d(6, 16, kernel_size=5),
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(16 * ((height // 2 - 4) // 2) * ((width // 2 - 4) // 2), 120),
+        nn.Linear(16 * (((height - 4) // 2 - 4) // 2) * (((width - 4) // 2 - 4) // 2), 120),
         nn.ReLU(),
         nn.Linear(120, 84),
         nn.ReLU(),
@@ -153,6 +157,65 @@ def autoencoder(shape: Shape, classes: int, hidden: Sequence[int] | None = None)
     return nn.Sequential(*encoder, *decoder)
 
 
+class Block(nn.Module):
+    """ReLU of the sum of two 3x3 convolutions with batch normalisation and of the input, projected where sizes differ.
+
+    Args:
+        inputs: channels in.
+        outputs: channels out.
+        stride: of the first convolution.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        projection = (nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+        self.shortcut = nn.Sequential(*(projection if stride > 1 or inputs != outputs else ()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] -> [B, outputs, ⌈H / stride⌉, ⌈W / stride⌉]."""
+        return F.relu(self.residual(x) + self.shortcut(x))
+
+
+def resnet(
+    shape: Shape, classes: int, hidden: Sequence[int] | None = None, *, blocks: Sequence[int], width: int
+) -> nn.Sequential:
+    """A residual network for small images: a 3x3 convolution, stages of blocks, the mean over pixels, a linear layer.
+
+    With 2-2-2-2 or 3-4-6-3 blocks of width 64 it is the ResNet-18 or ResNet-34 that is common for CIFAR, with three
+    stages of n blocks of width 16 the ResNet-(6n + 2) of He et al. 2016 (§4.2), but for shortcuts that are projections
+    where sizes differ. [B, C, H, W] -> logits [B, classes].
+
+    Args:
+        shape: of one input, (C, H, W).
+        classes: number of outputs.
+        hidden: not an option of this model.
+        blocks: how many blocks each stage has; every stage but the first halves the sides and doubles the channels.
+        width: channels of the first stage.
+
+    Raises:
+        ValueError: `hidden` given.
+    """
+    _no_widths("resnet", hidden)
+    layers: list[nn.Module] = [
+        nn.Conv2d(shape[0], width, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+    ]
+    channels = width
+    for stage, depth in enumerate(blocks):
+        for place in range(depth):
+            layers.append(Block(channels, width * 2**stage, 2 if stage > 0 and place == 0 else 1))
+            channels = width * 2**stage
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
 def _no_widths(name: str, hidden: Sequence[int] | None) -> None:
     if hidden is not None:
         raise ValueError(
@@ -178,5 +241,10 @@ MODELS: Final[dict[str, Model]] = {
     "mlp": Model(mlp),
     "cnn": Model(cnn),
     "lenet": Model(lenet),
+    "toy-cnn": Model(partial(lenet, padding=0)),
+    "resnet8": Model(partial(resnet, blocks=(1, 1, 1), width=16)),
+    "resnet110": Model(partial(resnet, blocks=(18, 18, 18), width=16)),
+    "resnet18": Model(partial(resnet, blocks=(2, 2, 2, 2), width=64)),
+    "resnet34": Model(partial(resnet, blocks=(3, 4, 6, 3), width=64)),
     "autoencoder": Model(autoencoder, F.mse_loss, reconstructs=True),
 }

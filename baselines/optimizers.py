@@ -49,6 +49,7 @@ OPTIMIZERS: Final[dict[str, Optimizer]] = {
     "adam": Optimizer(_for_any(apo.adam), torch.optim.Adam),
     "adamw": Optimizer(_for_any(apo.adamw), torch.optim.AdamW),
     "radam": Optimizer(None, torch.optim.RAdam),
+    "radamw": Optimizer(None, partial(torch.optim.RAdam, decoupled_weight_decay=True)),
     "adam-eps-inside": Optimizer(_for_any(partial(apo.quasi_adam, qn_weight=0.0)), options=()),
     "apollo": Optimizer(_for_any(apo.apollo)),
     "quasi-adam": Optimizer(_for_any(apo.quasi_adam), options=()),

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from baselines.augmentation import Augmented
 from baselines.config import Config
 from baselines.data import Data, load, with_label_noise
 from baselines.methods import METHODS
@@ -142,6 +143,8 @@ class Run:
         self.model = build((shape[0], shape[1], shape[2]), self.data.classes, config.hidden)
         self.model.to(self.device).train()
         self.method = METHODS[config.method].make(self.model, config)
+        if config.augment:
+            self.method = Augmented(self.method, self.device)
         self.order = Order(examples, config.batch_size, config.seed)
         self.step = 0
         self.seconds = 0.0  # spent in training steps; evaluations are not counted

@@ -55,6 +55,7 @@ def test_a_fingerprint_is_of_the_code_that_runs(monkeypatch: pytest.MonkeyPatch)
         "newton": apo,
         "paper": dataclasses.replace(apo, meta="paper"),
         "kfac": dataclasses.replace(apo, optimizer="kfac"),
+        "augmented": dataclasses.replace(QUICK, augment=True),
     }
     before = {kind: fingerprint(config) for kind, config in kinds.items()}
 
@@ -78,10 +79,12 @@ def test_a_fingerprint_is_of_the_code_that_runs(monkeypatch: pytest.MonkeyPatch)
         forget()
         return {kind for kind in kinds if before[kind] != after[kind]}
 
-    everything = {"fixed", "cosine", "digits cnn", "newton", "paper", "kfac"}
+    everything = {"fixed", "cosine", "digits cnn", "newton", "paper", "kfac", "augmented"}
     assert changed("baselines/run.py", "generator=self.generator)", "generator=None)") == everything
     assert changed("baselines/run.py", "# spent in training steps", "# other words") == set()
     assert changed("baselines/models.py", "nn.Conv2d(channels, 16", "nn.Conv2d(channels, 17") == {"digits cnn"}
+    assert changed("baselines/augmentation.py", "F.pad(images", "F.pad(1 + images") == {"augmented"}
+    assert changed("baselines/run.py", "Augmented(self.method", "Augmented(None") == {"augmented"}
     assert changed("apo/newton.py", "import ", "import os\nimport ") == {"newton", "kfac"}
     assert changed("apo/gradient.py", "import ", "import os\nimport ") == {"paper"}
     assert changed("apo/rules/kfac.py", "import ", "import os\nimport ") == {"kfac"}

@@ -26,6 +26,7 @@ APO: list[dict[str, Any]] = [
     {"optimizer": "quasi-adam-switch", "fsd": 0.1, "every": 3},
     {"optimizer": "kfac", "tune": ("lr", "damping"), "every": 3},
     {"optimizer": "kfac", "tune": ("damping",), "meta": "paper"},
+    {"optimizer": "sgd", "fsd": 0.1, "augment": True},
 ]
 CASES: list[dict[str, Any]] = [
     *({"method": method, "optimizer": name} for method in ("fixed", "cosine", "step") for name in ("sgdm", "adamw")),
@@ -89,7 +90,7 @@ def test_the_seed_decides_the_run() -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_trains(optimizer: str) -> None:
     rates = {"sgd": 0.1, "sgdm": 0.03, "apollo": 0.3, "quasi-adam-switch": 1e-2, "radam": 1e-2, "adahessian": 0.1}
-    lr = (rates | {"sdlbfgs": 1.0, "sdlbfgs-released": 0.1}).get(optimizer, 3e-3)
+    lr = (rates | {"radamw": 1e-2, "sdlbfgs": 1.0, "sdlbfgs-released": 0.1}).get(optimizer, 3e-3)
     run = Run(Config(optimizer=optimizer, method="fixed", lr=lr, epochs=6, batch_size=50, hidden=(50,)), DIGITS)
     before = run.outcome()
     list(run.rows())
@@ -211,6 +212,10 @@ def test_rows_hold_what_they_say() -> None:
         ({"eps": 0.1}, "eps=0.1 is an option of adahessian, and adamw has none"),
         ({"model": "autoencoder", "label_noise": 0.1}, "label_noise=0.1 has no effect: the autoencoder"),
         ({"model": "autoencoder", "optimizer": "kfac"}, "logits of classes, which the autoencoder's are not"),
+        (
+            {"model": "autoencoder", "augment": True},
+            "the autoencoder's targets are its inputs, which --augment changes",
+        ),
         ({"tune": ()}, "tune.*one name or more"),
         ({"optimizer": "sgd", "tune": ("damping",)}, "torch.optim's sgd only lr can be tuned.*--rule.*kfac"),
     ],
