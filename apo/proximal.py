@@ -234,15 +234,19 @@ def lookahead(rule: Rule[S, H], params: Params, grads: Params, state: S, hypers:
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If a gradient is of no parameter, or of another shape.
+        ValueError: If a gradient is of no parameter, or of another shape, or the rule works in place.
     """
     check_step(rule, params, grads, state, hypers)
+    given = [*params.values(), *grads.values(), *leaves(state)]
+    versions = [tensor._version for tensor in given]
     numbers: list[Any] = leaves(hypers)  # plain ones are welcome, too
     inputs = [(h if isinstance(h, Tensor) else scalar(h)).detach().clone().requires_grad_() for h in numbers]
     fixed = {key: p.detach() for key, p in params.items()}
     slopes = {key: g.detach() for key, g in grads.items()}
     with torch.enable_grad():
         new_params, new_state = rule.step(fixed, slopes, detached(state), rebuild(hypers, inputs))
+    if versions != [tensor._version for tensor in given]:
+        raise ValueError("the rule changed params, grads or state in place: write p = p - d, not p -= d or p.sub_(d)")
 
     def pullback(cotangents: Params) -> H:
         outputs = {key: p for key, p in new_params.items() if p.requires_grad and key in cotangents}

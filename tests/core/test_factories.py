@@ -102,19 +102,22 @@ def test_what_is_zero_at_the_factory_stays_out_of_the_step(name: str) -> None:
         assert getattr(ahead.pullback(grads), name) == 0.0
 
 
-def made_by_hand(hypers: Any, fields: str = "lr", state: Any = None) -> Any:
+def made_by_hand(hypers: Any, fields: str = "lr", state: Any = None, update: Any = None) -> Any:
     Remembered = namedtuple("Remembered", [])
     domains = dict.fromkeys(fields.split(), apo.domains.POSITIVE)
     rule = apo.elementwise(
-        lambda param: Remembered() if state is None else state, lambda p, g, s, h: (p - h.lr * g, s), hypers, domains
+        lambda param: Remembered() if state is None else state,
+        update or (lambda p, g, s, h: (p - h.lr * g, s)),
+        hypers,
+        domains,
     )
-    return rule.init({"w": torch.zeros(2)})
+    return rule, rule.init({"w": torch.zeros(2)})
 
 
 def test_a_rule_of_ones_own_is_of_named_tuples_and_has_all_domains() -> None:
     Hypers = namedtuple("Hypers", ["lr"])
     lr = torch.tensor(0.1, dtype=torch.float64)
-    assert made_by_hand(Hypers(lr)) == ()
+    assert made_by_hand(Hypers(lr))[1] == ()
     for wrong in (Hypers(0.1), {"lr": lr}, Hypers(lr[None]), Hypers(torch.tensor(1)), None):
         with pytest.raises(TypeError, match=r"^hypers=.* must be a NamedTuple of 0-d tensors, as"):
             made_by_hand(wrong)
@@ -124,3 +127,21 @@ def test_a_rule_of_ones_own_is_of_named_tuples_and_has_all_domains() -> None:
     for state in ({"m": lr}, (), [lr], lr):
         with pytest.raises(TypeError, match=r"^init returned .* and not a NamedTuple"):
             made_by_hand(Hypers(lr), state=state)
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        lambda p, g, s, h: (p.sub_(h.lr.detach() * g), s),
+        lambda p, g, s, h: (p - h.lr * g.add_(p), s),
+        lambda p, g, s, h: (p - h.lr * s.m.mul_(0.9).add_(g), s),
+    ],
+    ids=["params", "grads", "state"],
+)
+def test_a_rule_of_ones_own_that_works_in_place_is_refused(update: Any) -> None:
+    Hypers, State = namedtuple("Hypers", ["lr"]), namedtuple("State", ["m"])
+    hypers = Hypers(torch.tensor(0.1, dtype=torch.float64))
+    rule, state = made_by_hand(hypers, state=State(torch.zeros(2)), update=update)
+    point = {"w": torch.ones(2)}
+    with pytest.raises(ValueError, match=r"^the rule changed params, grads or state in place"):
+        apo.lookahead(rule, point, {"w": torch.ones(2)}, state, hypers)
