@@ -134,7 +134,7 @@ draw(scheduled | {"look 1 ahead (greedy)": looking["look 1 ahead (greedy)"]})
 # %% [markdown]
 # A decay that is made for this number of steps ends far below everything above. So falling is right; greedy's fault is
 # that it falls too soon. But look at the left picture, which these two curves leave at the top: they start at learning
-# rates of 10 and 90, where the steep coordinates diverge, up to losses of $10^{64}$ and $10^{38}$, while the flat ones
+# rates of 10 and 90, where the steep coordinates diverge, up to losses of $10^{65}$ and $10^{38}$, while the flat ones
 # are brought home; the steep ones recover later. On a quadratic this is the exact optimum; it is no advice for a
 # network.
 #
@@ -227,6 +227,7 @@ for condition in (1.0, 10.0, 100.0, 1000.0):
 # ## To try
 #
 # - Make training longer, `steps = 1000`, and see which of the lessons stay.
-# - Give the families a new member: `best` takes any `apo.problems.Family`, a function from a few numbers and the times
-#   to a sequence, and where to start searching.
+# - Give the families a new member: `best` takes any `apo.problems.Family`, a function from a few numbers `u` and the
+#   times `t`, which go from 0 to 1, to a sequence, and where to start searching. A half cosine ends at 8.8, with
+#   `Family(lambda u, t: u.exp() * (1 + torch.cos(torch.pi * t)), lambda steps: [(0.0,)])`.
 # - Add momentum: `problem.run(policy, steps, momentum=0.9)`.
