@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from baselines.cells import FLOOR, Cell
+from baselines.display import number
 from baselines.experiments.base import Budget, Experiment, Found
 from baselines.judge import compare, mean_loss, score
 from baselines.plots import BLUE, GREEN, INK, VERMILION, tidy
@@ -30,8 +31,8 @@ HEAD: Final = (
 Results = Mapping[str, Sequence[Found]]  # by panel
 
 
-def _number(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}g}" if math.isfinite(value) else "-"
+def _number(value: float) -> str:
+    return number(value if math.isfinite(value) else None)
 
 
 def _row(found: Found, reference: Found | None) -> list[str]:
@@ -39,11 +40,13 @@ def _row(found: Found, reference: Found | None) -> list[str]:
     loss, scores = mean_loss(cells), [score(cell) for cell in cells]
     accuracies = [cell.outcome["test_accuracy"] for cell in cells if cell.outcome["test_accuracy"] is not None]
     comparison = compare(cells, reference.cells) if reference else None
+    ended = math.isfinite(loss)
+    bound = "≤ " if loss <= FLOOR * (1 + 1e-9) else ""  # all seeds are at the floor
     return [
         found.curve.label,
         found.setting,
-        ("≤ " if 0 < loss <= FLOOR * (1 + 1e-9) else "") + _number(loss) if math.isfinite(loss) else "diverged",
-        f"×{math.exp(max(scores) - min(scores)):.2f}" if math.isfinite(loss) and len(scores) > 1 else "",
+        f"{bound}{_number(loss)}" if ended else "diverged",
+        f"×{math.exp(max(scores) - min(scores)):.2f}" if ended and len(scores) > 1 else "",
         _number(fmean(cell.area for cell in cells)),
         f"{100 * fmean(accuracies):.1f}" if accuracies else "",
         reference.curve.label if reference else "",
