@@ -148,5 +148,6 @@ def test_a_notebook_is_its_tutorial_executed(path: Path) -> None:
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell.outputs]
     assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}
-    assert all(output.name == "stdout" for output in outputs if output.output_type == "stream")
+    for cell in code:  # what is printed is one stream: several are several boxes on the page
+        assert [output.name for output in cell.outputs if output.output_type == "stream"] in ([], ["stdout"])
     assert any("image/png" in output.get("data", {}) for output in outputs)
