@@ -16,6 +16,11 @@ def score(cell: Cell) -> float:
     return math.log(max(cell.loss, FLOOR))
 
 
+def rank(cell: Cell) -> tuple[float, float]:
+    """What a search makes small: the score, and among equal ones (below the floor) the area of the log-loss curve."""
+    return score(cell), cell.area
+
+
 def mean_loss(cells: Sequence[Cell]) -> float:
     """The geometric mean over seeds of the loss at the end, floored; infinite if one of them did not get there."""
     return math.exp(fmean(score(cell) for cell in cells))

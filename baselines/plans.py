@@ -19,17 +19,17 @@ import torch
 from baselines.cells import Cell, Store, compute, missing
 from baselines.config import Config
 from baselines.data import Data
-from baselines.judge import score
+from baselines.judge import rank
 from baselines.models import MODELS
 from baselines.run import Run, load_task
 
 Found = TypeVar("Found")
 Key = TypeVar("Key", bound=Hashable)
 Plan = Generator[list[Config], list[Cell], Found]
-Score = Callable[[Cell], float]
 
 MANTISSAS: Final = (1.0, 3.0)
 PLACES: Final = range(-24, 12)  # of the grid: 1e-12 to 3e5
+STAND_IN: Final[dict[str, list[float | None]]] = {"step": [0, 1], "loss": [None, 1.0]}
 PROBED: Final = 5  # steps that are timed where no cell tells the pace
 
 
@@ -44,7 +44,7 @@ def place_of(value: float) -> int:
     return min(PLACES, key=lambda place: abs(math.log(grid(place) / value)))
 
 
-def walk(config: Config, *, name: str = "lr", judge: Score = score) -> Plan[list[Cell]]:
+def walk(config: Config, *, name: str = "lr") -> Plan[list[Cell]]:
     """Walk the 1-3-10 grid from a configuration's own value of `name` until the best value has worse neighbours.
 
     Both neighbours are tried first; then the walk goes on beyond the end that is best so far.
@@ -52,7 +52,6 @@ def walk(config: Config, *, name: str = "lr", judge: Score = score) -> Plan[list
     Args:
         config: Where to start.
         name: The field that is walked.
-        judge: What is made small.
 
     Returns:
         The cells of all values tried, the best first.
@@ -64,17 +63,17 @@ def walk(config: Config, *, name: str = "lr", judge: Score = score) -> Plan[list
         values: list[dict[str, Any]] = [{name: grid(place)} for place in wanted]
         cells = yield [dataclasses.replace(config, **value) for value in values]
         tried |= dict(zip(wanted, cells, strict=True))
-        best = min(tried, key=lambda place: (judge(tried[place]), abs(place - middle)))
-        if not math.isfinite(judge(tried[best])):
+        best = min(tried, key=lambda place: (rank(tried[place]), abs(place - middle)))
+        if not math.isfinite(tried[best].loss):
             best = min(tried)  # nothing has ended yet: smaller values are safer
         wanted = [place for place in (best - 1, best + 1) if place not in tried and place in PLACES]
-    return sorted(tried.values(), key=judge)
+    return sorted(tried.values(), key=rank)
 
 
-def search(configs: Sequence[Config], *, judge: Score = score) -> Plan[list[Cell]]:
+def search(configs: Sequence[Config]) -> Plan[list[Cell]]:
     """Run all configurations; their cells, the best first."""
     cells = yield list(configs)
-    return sorted(cells, key=judge)
+    return sorted(cells, key=rank)
 
 
 def repeat(cell: Cell, seeds: int) -> Plan[list[Cell]]:
@@ -195,7 +194,7 @@ def estimate(plans: Iterable[Plan[Any]], store: Store) -> Estimate:
     def give(config: Config) -> Cell:
         cell = store.get(config)
         asked[config] = cell is not None
-        return cell or Cell(config, "", True, 1, 0, {"train_loss": 1.0, "seconds": None}, {}, {})
+        return cell or Cell(config, "", True, 1, 0, {"train_loss": 1.0, "seconds": None}, STAND_IN, {})
 
     for plan in plans:
         for _ in _answer(plan, give):

@@ -11,14 +11,15 @@ import pytest
 from baselines import plans
 from baselines.cells import Cell, Store, compute
 from baselines.config import Config
-from baselines.judge import Comparison, compare, mean_loss
+from baselines.judge import Comparison, compare, mean_loss, rank
 from tests.baselines.driving import drive
 
 QUICK = Config(method="fixed", steps=6, log_every=2, hidden=(8,))
 
 
 def stand_in(config: Config, loss: float) -> Cell:
-    return Cell(config, "", math.isfinite(loss), 6, 1, {"train_loss": loss}, {}, {"wall": 1.0, "time": 0})
+    curves: dict[str, list[float | None]] = {"step": [0, 6], "loss": [None, loss]}
+    return Cell(config, "", math.isfinite(loss), 6, 1, {"train_loss": loss}, curves, {"wall": 1.0, "time": 0})
 
 
 def rates(plan: plans.Plan[Any], losses: Callable[[float], float]) -> tuple[Any, list[float]]:
@@ -46,6 +47,12 @@ def test_a_walk_leaves_what_diverges() -> None:
     assert tried[0].config.lr == 1e-3 and math.isinf(tried[-1].loss)
     nothing, asked = rates(plans.walk(dataclasses.replace(QUICK, lr=1e-10)), lambda lr: math.inf)
     assert math.isinf(nothing[0].loss) and min(asked) == plans.grid(plans.PLACES[0])
+
+
+def test_below_the_floor_the_faster_run_wins() -> None:
+    slow, fast = stand_in(QUICK, 1e-4), stand_in(QUICK, 2e-4)
+    slow.curves["loss"] = [None, 1.0]
+    assert sorted([slow, fast], key=rank) == [fast, slow]
 
 
 def test_only_the_winner_gets_all_seeds() -> None:
