@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 
 from baselines.config import Config
 from baselines.fingerprint import ROOT, fingerprint
-from baselines.run import Run, pick_device
+from baselines.run import Run, cost_clock, pick_device
 from baselines.storage import load_checkpoint, provenance, save_checkpoint, write_text
 
 CELLS: Final = ROOT / "results" / "cells"
@@ -163,37 +163,41 @@ def name(config: Config, code: str | None = None) -> str:
     return _digest(identity(config) | {"code": fingerprint(config) if code is None else code})
 
 
+class Trained(NamedTuple):
+    """What training came to: those fields of a `Cell`."""
+
+    finished: bool
+    steps: int
+    parameters: int
+    outcome: dict[str, float | None]
+    curves: dict[str, list[float | None]]
+
+
 def compute(config: Config, scratch: Path | None = None) -> Cell:
     """Run a configuration on one thread, up to its end or to the first loss that is not finite.
 
     Args:
         config: What to run.
         scratch: A folder for a checkpoint every two minutes, from which a run that was killed goes on; None: no
-            checkpoints.
+            checkpoints. A population has none, and begins anew.
     """
     torch.set_num_threads(1)
-    # On one thread, the processor's time is what a run costs, however busy the machine is.
-    clock = time.process_time if pick_device(config.device).type == "cpu" else time.perf_counter
     code, folder = fingerprint(config), None if scratch is None else scratch / name(config)
     started = time.monotonic()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("default")
-        run = Run(config, clock=clock)
-        if folder is not None and any(folder.glob("checkpoint*")):
-            run.load_state_dict(load_checkpoint(folder))
-        _advance(run, folder)
-        outcome = run.outcome()
-    last = run.history[-1]["loss"]
+        if config.method == "pbt":
+            from baselines.comparators import pbt  # imports Ray, which takes seconds
+
+            trained = pbt.train(config)
+        else:
+            trained = _train(config, folder)
     cell = Cell(
         config=config,
         code=code,
-        finished=run.finished and last is not None and math.isfinite(last),
-        steps=run.step,
-        parameters=sum(parameter.numel() for parameter in run.model.parameters()),
-        outcome=outcome,
-        curves={column: [row[column] for row in run.history] for column in run.history[0] if column != "epoch"},
+        **trained._asdict(),
         about={
-            **provenance(run.device),
+            **provenance(pick_device(config.device)),
             "time": int(time.time()),
             "wall": time.monotonic() - started,
             "warnings": sorted({str(warning.message) for warning in warned}),
@@ -204,6 +208,22 @@ def compute(config: Config, scratch: Path | None = None) -> Cell:
             path.unlink()
         folder.rmdir()
     return cell
+
+
+def _train(config: Config, folder: Path | None) -> Trained:
+    """Train one model, from its checkpoint if there is one."""
+    run = Run(config, clock=cost_clock(config.device))
+    if folder is not None and any(folder.glob("checkpoint*")):
+        run.load_state_dict(load_checkpoint(folder))
+    _advance(run, folder)
+    last = run.history[-1]["loss"]
+    return Trained(
+        finished=run.finished and last is not None and math.isfinite(last),
+        steps=run.step,
+        parameters=sum(parameter.numel() for parameter in run.model.parameters()),
+        outcome=run.outcome(),
+        curves={column: [row[column] for row in run.history] for column in run.history[0] if column != "epoch"},
+    )
 
 
 def _advance(run: Run, folder: Path | None) -> None:

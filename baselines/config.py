@@ -62,6 +62,9 @@ class Config:
         every: of apo and gen: steps between two changes of the learning rate.
         fsd: of apo: weight of the function-space discrepancy.
         wsd: of apo: weight of the weight-space discrepancy.
+        population: of pbt: how many networks are trained.
+        perturb_every: of pbt: steps between two changes of learning rates, a multiple of `log_every`; None: about a
+            twentieth of the run.
         eval_every: steps between two evaluations on the test set; None: an epoch's.
         log_every: steps between two rows of the history.
         device: auto (cuda where there is one), cpu, cuda, cuda:0, ...
@@ -99,6 +102,8 @@ class Config:
     every: int = 10
     fsd: float = 0.0
     wsd: float = 0.0
+    population: int = 4
+    perturb_every: int | None = None
     eval_every: int | None = None
     log_every: int = 10
     device: str = "auto"
@@ -116,12 +121,15 @@ class Config:
             _require(getattr(self, name) in choices, name, getattr(self, name), f"one of {', '.join(choices)}")
         if vars(self)["lr"] is None:
             object.__setattr__(self, "lr", METHODS[self.method].lr)
-        for name in ("examples", "epochs", "steps", "batch_size", "every", "eval_every", "log_every"):
+        for name in ("examples", "epochs", "steps", "batch_size", "every", "eval_every", "log_every", "perturb_every"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
         for name in ("lr", "weight_decay", "damping", "eps", "meta_lr", "fsd", "wsd"):
             value = getattr(self, name)
             _require(value is None or (math.isfinite(value) and value >= 0), name, value, "finite and at least 0")
+        _require(self.population >= 2, "population", self.population, "at least 2")
+        aligned = self.perturb_every is None or self.perturb_every % self.log_every == 0
+        _require(aligned, "perturb_every", self.perturb_every, f"a multiple of log_every={self.log_every}")
         _require(0 <= self.label_noise <= 1, "label_noise", self.label_noise, "in [0, 1]")
         _require(0 <= self.warmup <= STABLE, "warmup", self.warmup, f"in [0, {STABLE}]")
         _require(0 < self.decay_factor <= 1, "decay_factor", self.decay_factor, "in (0, 1]")

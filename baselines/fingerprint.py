@@ -18,6 +18,7 @@ from baselines.config import Config
 
 ROOT: Final = Path(__file__).parents[1]
 START: Final = (("baselines.run", "Run"), ("baselines.run", "load_task"))
+START_OF: Final = {"pbt": (("baselines.comparators.pbt", "train"),)}
 TABLES: Final = {"METHODS": "method", "OPTIMIZERS": "optimizer", "MODELS": "model", "LOADERS": "data"}
 VALUES: Final = ("Config",)  # its values are hashed apart, and its checks do not train
 # Of apo: what no training uses, what belongs to one meta-optimizer, and what belongs to K-FAC.
@@ -128,7 +129,9 @@ def _uses(module: str, node: ast.AST) -> Iterator[tuple[str, str]]:
 
 def _reached(chosen: _Chosen) -> Iterator[tuple[str, str, str]]:
     """Module, name and code of every definition in the baselines that training reaches."""
-    left, seen, without = list(START), set(START), _WithoutWhatIsOff(chosen)
+    left = [*START, *START_OF.get(chosen.method, ())]
+    seen = set(left)
+    without = _WithoutWhatIsOff(chosen)
     while left:
         module, name = left.pop()
         statement = _definitions(module)[name]

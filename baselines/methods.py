@@ -69,5 +69,6 @@ METHODS: Final[dict[str, Entry]] = {
     "dog": Entry(DoG, (), ("sgd",), ("rule",), lr=1.0),
     "schedule-free": Entry(ScheduleFree, ("warmup",), ("sgdm", "adamw"), ("rule",)),
     "gen": Entry(GeN, ("every",), ("sgd", "sgdm", "rmsprop", "adam", "adamw", "radam"), ("rule",)),
+    "pbt": Entry(partial(Scheduled, schedule=constant), ("population", "perturb_every")),  # of a member
     "apo": Entry(Apo, ("meta", "meta_lr", "every", "fsd", "wsd", "tune", "by", "relative"), _DIFFERENTIATED),
 }

@@ -222,7 +222,7 @@ def _kind(config: Config) -> tuple[Any, ...]:
 
 
 def _probe(config: Config, data: Data) -> float:
-    """The seconds that a run will take, from a few of its steps and an evaluation."""
+    """The seconds that a run will take, from a few of its steps and an evaluation; of all networks it trains."""
     torch.set_num_threads(1)
     run = Run(config, data)
     run.advance()
@@ -235,4 +235,5 @@ def _probe(config: Config, data: Data) -> float:
     run.evaluate(run.data.test)
     evaluation = time.perf_counter() - started
     whole = evaluation * len(run.data.train_targets) / len(run.data.test_targets)
-    return step * run.steps + evaluation * run.steps / run.eval_every + whole
+    networks = config.population if config.method == "pbt" else 1
+    return networks * (step * run.steps + evaluation * run.steps / run.eval_every + whole)

@@ -40,6 +40,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def cost_clock(device: str) -> Callable[[], float]:
+    """What a run's cost is read from: on a CPU its own time, which other processes do not change, else the time."""
+    return time.process_time if pick_device(device).type == "cpu" else time.perf_counter
+
+
 def load_task(config: Config) -> Data:
     """The data of a configuration: read, shortened to `examples`, with label noise or its inputs as its targets."""
     reconstructs = MODELS[config.model].reconstructs

@@ -61,6 +61,8 @@ def open_run(asked: dict[str, Any], folder: Path | None, resume: bool, overwrite
     """
     if resume and overwrite:
         raise ValueError("--resume continues a run and --overwrite starts it anew; give one of them")
+    if asked.get("method") == "pbt":
+        raise ValueError("--method pbt trains a population, not one model: python -m baselines run apo-fig15")
     folder = folder or default_folder(Config.from_dict(asked))
     if resume:
         state = load_checkpoint(folder)

@@ -104,6 +104,7 @@ class Experiment(NamedTuple):
         panels: The curves of each panel at a budget.
         departs: What is different here at each budget: the data set, the length, the sizes.
         rows: What the figure shows of a run, from top to bottom: the name of a curve, and its label.
+        along: What the curves of the figure are drawn over.
     """
 
     source: str
@@ -111,6 +112,7 @@ class Experiment(NamedTuple):
     panels: Callable[[Budget], Panels]
     departs: Mapping[Budget, str]
     rows: Mapping[str, str] = ROWS
+    along: Literal["step", "seconds"] = "step"
 
     def plans(self, budget: Budget) -> dict[tuple[str, str], Plan[Found]]:
         """The plan of every curve, by panel and label."""

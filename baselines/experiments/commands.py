@@ -37,7 +37,7 @@ def _write(console: Console, name: str, budget: Budget, found: Mapping[tuple[str
     lacking = [f"{label} ({panel})" for panel, label in experiment.plans(budget) if (panel, label) not in found]
     folder.mkdir(parents=True, exist_ok=True)
     write_json({"experiment": name, "budget": budget, "panels": numbers(results)}, folder / "results.json")
-    save(figure(results, experiment.rows), folder / "figure.png")
+    save(figure(results, experiment.rows, experiment.along), folder / "figure.png")
     write_text(page(name, experiment, budget, results, lacking), folder / "README.md")
     console.print(f"{name}: {folder / 'README.md'}", soft_wrap=True)
 

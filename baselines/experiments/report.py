@@ -65,18 +65,18 @@ def table(founds: Sequence[Found]) -> str:
     return "\n".join(lines)
 
 
-def _draw(axes: Axes, name: str, cells: Sequence[Cell], **style: Any) -> None:
-    """A curve of the first seed, without the rows where it is empty."""
-    curves = cells[0].curves
+def draw(axes: Axes, name: str, cell: Cell, along: str = "step", **style: Any) -> None:
+    """A curve of a run, without the rows where it is empty."""
+    curves = cell.curves
     scale = 100.0 if name == "test_accuracy" else 1.0
     if name not in curves:
         return
-    points = [(at, scale * y) for at, y in zip(curves["step"], curves[name], strict=True) if at and y is not None]
+    points = [(at, scale * y) for at, y in zip(curves[along], curves[name], strict=True) if at and y is not None]
     axes.plot([at for at, _ in points], [y for _, y in points], **style)
 
 
-def figure(results: Results, rows: Mapping[str, str]) -> Figure:
-    """What a run shows in rows, the panels in columns; the first seed of every winner."""
+def figure(results: Results, rows: Mapping[str, str], along: str = "step") -> Figure:
+    """What a run shows in rows, over steps or seconds, the panels in columns; the first seed of every winner."""
     picture = Figure(figsize=(4.6 * len(results), 3.2 * len(rows)), layout="constrained", dpi=90)
     grid = picture.subplots(len(rows), len(results), squeeze=False)
     for place, (panel, founds) in enumerate(results.items()):
@@ -84,10 +84,10 @@ def figure(results: Results, rows: Mapping[str, str]) -> Figure:
             for found, colour in zip(founds, COLOURS * 3, strict=False):
                 own = found.cells[0].config.method == "apo"
                 style = {"color": colour, "linewidth": 2.0 if own else 1.3, "linestyle": "-" if own else "--"}
-                _draw(axes, name, found.cells, label=found.curve.label, **style)
+                draw(axes, name, found.cells[0], along, label=found.curve.label, **style)
             if name != "test_accuracy":
                 axes.set_yscale("log")
-            tidy(axes, "step", label if place == 0 else "")
+            tidy(axes, along, label if place == 0 else "")
         grid[0, place].set_title(panel, color=INK)
         below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
         grid[-1, place].legend(frameon=False, labelcolor=INK, fontsize=8, **below)
