@@ -34,8 +34,6 @@ import apo
 from baselines.data import load
 from baselines.models import mlp
 
-# %matplotlib inline
-
 SCALE = float(os.environ.get("APO_TUTORIAL_SCALE", "1"))  # the tests run a fraction of the steps
 steps = int(400 * SCALE)
 torch.set_num_threads(1)  # the network is small

@@ -37,8 +37,6 @@ from apo.domains import AVERAGING, POSITIVE, hyper
 from baselines.data import load
 from baselines.models import mlp
 
-# %matplotlib inline
-
 SCALE = float(os.environ.get("APO_TUTORIAL_SCALE", "1"))  # the tests run a fraction of the steps
 steps = int(1_000 * SCALE)
 torch.set_num_threads(1)  # the network is small
