@@ -139,7 +139,7 @@ class Record:
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise ImportError("record.plot needs matplotlib: pip install 'apo[plot]'") from error
+            raise ImportError("record.plot needs matplotlib; install it, or apo with the extra plot") from error
         if not self.rows:
             raise ValueError("the record is empty: no meta-step has been taken yet")
         hypers = [name for name in self.columns if name not in _QUANTITIES]

@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own = {name: options.pop(name) for name in ("out", "resume", "overwrite") if name in options}
         return train(options, console, own.get("out"), own.get("resume", False), own.get("overwrite", False))
     except ModuleNotFoundError as error:
-        sys.stderr.write(f"python -m baselines {command}: {error}: pip install 'apo[baselines]'\n")
+        sys.stderr.write(f"python -m baselines {command}: {error}; pip install '.[baselines]' in a checkout\n")
         return 2
     except (ValueError, FileNotFoundError) as error:
         sys.stderr.write(f"python -m baselines {command}: {error}\n")

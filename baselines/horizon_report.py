@@ -84,7 +84,7 @@ def _sweep(results: Mapping[str, Any]) -> list[str]:
     lines = [_row("what chooses the learning rate", *heads), _row("---", *["---:"] * len(heads))]
     for horizon in settings[0]["horizons"]:
         ends = [s["horizons"][horizon]["loss"][-1] for s in settings]
-        lines.append(_row(f"the best fixed lr, {horizon} steps ahead", *(f"{end:.3g}" for end in ends)))
+        lines.append(_row(f"best for the next {horizon}, chosen anew", *(f"{end:.3g}" for end in ends)))
     for name in settings[0]["methods"]:
         ends = [s["methods"][name]["loss"][-1] for s in settings]
         lines.append(_row(name, *(f"{end:.3g}" for end in ends)))

@@ -85,7 +85,7 @@ def _tensorboard(folder: Path, step: int) -> "SummaryWriter":
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ValueError(f"TensorBoard is not installed ({error}): pip install 'apo[baselines]'") from error
+        raise ValueError(f"TensorBoard is not installed ({error}); pip install '.[baselines]' in a checkout") from error
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
 

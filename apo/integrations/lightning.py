@@ -23,7 +23,9 @@ try:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from torchmetrics import Metric, MetricCollection
 except ImportError as error:
-    raise ImportError("apo.integrations.lightning needs Lightning: pip install 'apo[lightning]'") from error
+    raise ImportError(
+        "apo.integrations.lightning needs Lightning; install it, or apo with the extra lightning"
+    ) from error
 
 
 class APOCallback(Callback):

@@ -19,7 +19,8 @@ from apo.optimizer import APO
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 except ImportError as error:
-    raise ImportError("apo.integrations.transformers needs Transformers: pip install 'apo[transformers]'") from error
+    needed = "apo.integrations.transformers needs Transformers; install it, or apo with the extra transformers"
+    raise ImportError(needed) from error
 
 
 class APOCallback(TrainerCallback):

@@ -176,7 +176,7 @@ def test_a_package_that_is_missing_is_named_with_its_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "dog", None)
     assert main(["train", "--method", "dog", "--optimizer", "sgd", "--out", str(tmp_path / "r")]) == 2
-    assert "import of dog" in (message := capsys.readouterr().err) and "pip install 'apo[baselines]'" in message
+    assert "import of dog" in (message := capsys.readouterr().err) and "pip install '.[baselines]'" in message
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
