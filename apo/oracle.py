@@ -14,6 +14,7 @@ Theorem 2. Where proximal Newton converges, lim sup ‖Z' − Z∗‖/‖Z − Z
 printed assumption, quadratic growth, is not all that its proof uses.)
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -42,9 +43,9 @@ class Affine:
     """A line, a plane, or any affine subspace: the range of a linear model. Its curvature is 0."""
 
     def __init__(self, origin: Tensor, directions: Tensor) -> None:
-        """Hold the subspace through a point, [n], along independent directions, [n, k]."""
+        """Hold the subspace through a point, [n], along directions, [n, k]."""
         self.origin = origin
-        self._basis: Tensor = torch.linalg.qr(directions).Q
+        self._basis = _span(directions)
 
     def nearest(self, target: Tensor, metric: Tensor) -> Tensor:
         """The nearest point, by the normal equations."""
@@ -65,23 +66,35 @@ class Range:
     """
 
     def __init__(self, outputs: Callable[[Tensor], Tensor], starts: Tensor, iterations: int = 60) -> None:
-        """Hold the function, from parameters [p] to outputs [n], and starts, [S, p]."""
+        """Hold the function, from parameters [p] to outputs [n], and starts, [S, p].
+
+        Raises:
+            ValueError: If ``starts`` is of another shape, or empty.
+        """
+        if starts.ndim != 2 or not len(starts):
+            raise ValueError(f"starts is of shape {list(starts.shape)}, and must be [S, p]: one start a row, S ≥ 1")
         self._outputs = outputs
         self._jacobian = torch.func.jacrev(outputs)
         self._starts, self._iterations = starts, iterations
         self._at = starts[0]
 
     def nearest(self, target: Tensor, metric: Tensor) -> Tensor:
-        """The nearest point that any start leads to."""
+        """The nearest point that any start leads to.
+
+        Raises:
+            ValueError: If the outputs are not finite at any start.
+        """
         root = torch.linalg.cholesky(metric).T
         found = [self._search(start, target, root) for start in (self._at, *self._starts)]
-        self._at, _ = min(found, key=lambda pair: pair[1])
+        finite = [pair for pair in found if math.isfinite(pair[1])]
+        if not finite:
+            raise ValueError(f"no start of {len(found)} has a finite distance to {target.tolist()}")
+        self._at, _ = min(finite, key=lambda pair: pair[1])
         return self._outputs(self._at)
 
     def tangent(self, point: Tensor) -> Tensor:
         """The span of the derivatives where the last search ended."""
-        basis: Tensor = torch.linalg.qr(self._jacobian(self._at)).Q
-        return basis
+        return _span(self._jacobian(self._at))
 
     def _search(self, start: Tensor, target: Tensor, root: Tensor) -> tuple[Tensor, float]:
         """Parameters of a local minimum of ‖root (outputs − target)‖², and its value."""
@@ -113,13 +126,15 @@ class Circle:
         self.radius = real("radius", radius, ends="()")
 
     def nearest(self, target: Tensor, metric: Tensor) -> Tensor:
-        """The nearest point in the Euclidean norm.
+        """The nearest point in the Euclidean norm; for the centre, to which all are equally near, (r, 0).
 
         Raises:
             ValueError: If the metric is not a multiple of the identity.
         """
         if not torch.equal(metric, metric[0, 0] * torch.eye(2, dtype=metric.dtype)):
             raise ValueError("the nearest point of a circle is known in the Euclidean norm only; use oracle.Range")
+        if not target.any():
+            target = torch.eye(2, dtype=target.dtype)[0]
         nearest: Tensor = self.radius * target / torch.linalg.vector_norm(target)
         return nearest
 
@@ -176,8 +191,19 @@ def proximal_newton(manifold: Manifold, loss: Loss, start: Tensor, steps: int) -
 
     Returns:
         The path.
+
+    Raises:
+        ValueError: If the Hessian of the loss is not positive definite somewhere on the way.
     """
-    hessian = torch.func.hessian(loss)
+    of_loss = torch.func.hessian(loss)
+
+    def hessian(point: Tensor) -> Tensor:
+        found: Tensor = of_loss(point)
+        if torch.linalg.cholesky_ex(found).info:
+            raise ValueError(
+                f"the Hessian of the loss is not positive definite at {point.tolist()}; take a convex loss"
+            )
+        return found
 
     def step(point: Tensor, gradient: Tensor) -> Tensor:
         metric = hessian(point)
@@ -190,6 +216,13 @@ def bound(penalty: float, excess: float, steps: int) -> float:
     """The bound of Theorem 1, corrected, on the least squared norm of the effective gradient: 8λ(L₀ − L∗)/T."""
     whole("steps", steps)
     return 8.0 * penalty * excess / steps
+
+
+def _span(directions: Tensor) -> Tensor:
+    """An orthonormal basis of what directions span, [n, k] to [n, rank]."""
+    basis, lengths, _ = torch.linalg.svd(directions, full_matrices=False)
+    least = max(directions.shape) * torch.finfo(directions.dtype).eps * lengths.max() if len(lengths) else 0.0
+    return basis[:, lengths > least]
 
 
 def _path(manifold: Manifold, loss: Loss, point: Tensor, step: Callable[[Tensor, Tensor], Tensor], steps: int) -> Path:

@@ -16,6 +16,7 @@ Source: the paper, App. F, where f̃ lacks the ½: with it, the model has the nu
 is that of Schaul et al. (2013) and Wu et al. (2018), who found the short-horizon bias on it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -106,7 +107,13 @@ class NoisyQuadratic:
 
         Returns:
             Losses, learning rates and the moments at the end.
+
+        Raises:
+            TypeError: If ``steps`` or ``momentum`` is of the wrong type.
+            ValueError: If one is out of its range.
         """
+        whole("steps", steps)
+        real("momentum", momentum)
         h, v = self.curvature, self.variance
         moments = self.start if start is None else start
         losses, rates = [self.loss(moments)], []
@@ -149,7 +156,8 @@ class NoisyQuadratic:
             fresh: Whether f̃ is that of a fresh batch.
 
         Returns:
-            The policy. It is exact without momentum; with momentum the step is judged without it.
+            The policy. It is exact without momentum; with momentum the step is judged without it. A λ so far below 0
+            that J falls for ever, κ + 2λ ≤ 0 with κ = Σh³(A + V) / Σh²(A + V), gives an infinite learning rate.
         """
         h2 = self.curvature.square()
         h3 = self.curvature * h2
@@ -159,7 +167,8 @@ class NoisyQuadratic:
             penalty = table[..., step] if table.ndim else table
             whole_square = moments.position + self.variance
             gain = moments.position @ h2 if fresh else whole_square @ h2
-            return gain / (whole_square @ h3 + 2.0 * penalty * (whole_square @ h2))
+            bend = whole_square @ h3 + 2.0 * penalty * (whole_square @ h2)
+            return torch.where(bend <= 0.0, math.inf, gain / bend)
 
         return policy
 
@@ -206,12 +215,13 @@ class NoisyQuadratic:
         Args:
             rule: The update rule; its learning rate is replaced by the schedule's.
             rates: The learning rate of every step, [T].
-            runs: How many independent runs.
+            runs: How many independent runs, at least 1.
             seed: Of the noise.
 
         Returns:
             The loss ½ xᵀHx of each run before the first step and after every step, [R, T + 1].
         """
+        whole("runs", runs)
         generator = torch.Generator().manual_seed(seed)
         params: Params = {"x": self.start.position.sqrt().expand(runs, -1).clone()}
         state = rule.init(params)

@@ -54,6 +54,15 @@ def best(
 ) -> Best:
     """The best sequence of a family.
 
+    A family of one's own is a function from its parameters and the times, and where to begin:
+
+        inverse = Family(lambda u, t: u[0].exp() / (1.0 + u[1].exp() * t), lambda steps: [(0.0, 2.0)])
+        found = best(problem, problem.scheduled, inverse, steps=300)
+
+    A course that leaves the range of float64 on the way counts as infinitely bad. Some of the best exponential learning
+    rates do that at high condition numbers; in smaller units, with ``start`` times u and ``noise`` times u², schedules
+    are the same and losses u² times as large.
+
     Args:
         problem: The problem.
         policy: From a sequence to a policy: ``problem.scheduled`` for learning rates, ``problem.apo`` for λ.
@@ -63,25 +72,35 @@ def best(
         iterations: L-BFGS iterations from each start, at most.
 
     Returns:
-        The best that any start led to.
+        The best that any start led to. It may be a local minimum: `Best.losses` says whether the starts agree.
+
+    Raises:
+        TypeError: If ``steps`` or ``iterations`` is of the wrong type.
+        ValueError: If one is below 1, a sequence is not [T], or no start leads to a finite loss.
     """
     whole("steps", steps)
+    whole("iterations", iterations)
     times = torch.arange(steps, dtype=torch.float64) / steps
 
     def final(parameters: Tensor) -> Tensor:
         sequence = family.sequence(parameters, times)
+        if sequence.shape != times.shape:
+            raise ValueError(f"the family's sequence is of shape {list(sequence.shape)}, and must be [{steps}]")
         return problem.run(policy(sequence), steps, momentum).loss[-1]
 
     found = [_minimised(final, torch.tensor(start, dtype=torch.float64), iterations) for start in family.starts(steps)]
     losses = [loss for _, loss in found]
-    parameters, loss = min(found, key=lambda pair: pair[1])
+    parameters, loss = min(found, key=lambda pair: pair[1], default=(times, math.inf))
+    if loss == math.inf:
+        raise ValueError(f"no start of the family's {len(found)} leads to a finite loss: begin with shorter steps")
     return Best(loss, family.sequence(parameters, times), parameters, losses)
 
 
 def receding(problem: NoisyQuadratic, horizon: int, steps: int, momentum: float = 0.0) -> Policy:
     """The policy that looks some steps ahead: it takes the fixed learning rate with the least expected loss then.
 
-    It plans anew ten times within each horizon, and never looks beyond the end. A horizon of 1 is greedy.
+    It plans anew after every tenth of the horizon, with a learning rate in [1e-4, 10], and never looks beyond the end.
+    A horizon of 1 is greedy.
 
     Args:
         problem: The problem.
@@ -91,8 +110,13 @@ def receding(problem: NoisyQuadratic, horizon: int, steps: int, momentum: float 
 
     Returns:
         The policy.
+
+    Raises:
+        TypeError: If ``horizon`` or ``steps`` is not an int.
+        ValueError: If one is below 1.
     """
     whole("horizon", horizon)
+    whole("steps", steps)
     every, planned = max(1, horizon // 10), torch.tensor(0.0, dtype=torch.float64)
 
     def policy(step: int, moments: Moments) -> Tensor:

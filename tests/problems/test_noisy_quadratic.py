@@ -1,6 +1,7 @@
 """The noisy quadratic against sampling, NumPy, and the figures of its source."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 import apo
-from apo.problems import LEARNING_RATES, PENALTIES, NoisyQuadratic, best, receding
+from apo.problems import LEARNING_RATES, PENALTIES, Family, NoisyQuadratic, best, receding
 
 STEPS = 300
 
@@ -183,3 +184,55 @@ def test_the_course_is_differentiable() -> None:
 def test_bad_settings(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NoisyQuadratic(**options)
+
+
+def test_a_penalty_without_a_best_step_gives_an_infinite_one() -> None:
+    """J falls for ever along the step where κ + 2λ < 0; the formula would give the learning rate of its maximum."""
+    problem = NoisyQuadratic(dimension=5)
+    assert 0.0 < problem.apo(-0.3)(0, problem.start) < math.inf
+    assert problem.apo(-5.0)(0, problem.start) == math.inf
+    below = Family(lambda u, t: u[0].expand(len(t)), lambda steps: [(-5.0,)])
+    with pytest.raises(ValueError, match="no start of the family's 1 leads to a finite loss"):
+        best(problem, problem.apo, below, 5)
+
+
+def test_a_family_of_one_s_own() -> None:
+    """Decay in inverse time, of which the best for one flat curvature has a closed form: η = 1/(h(t + A/V))."""
+    problem = NoisyQuadratic(dimension=2, condition=1.0, start=1.0)
+    inverse = Family(lambda u, t: 1.0 / (u[0].exp() + u[1].exp() * t), lambda steps: [(0.0, 1.0)])
+    found = best(problem, problem.scheduled, inverse, 20)
+    expected = 1.0 / (2.0 + torch.arange(20, dtype=torch.float64))
+    torch.testing.assert_close(found.sequence, expected, rtol=1e-3, atol=0.0)
+    assert relative(found.loss, problem.run(problem.greedy(), 20).loss[-1].item()) < 1e-6
+
+
+def test_best_in_smaller_units_is_the_same() -> None:
+    """The docstring's way out where courses leave the range of float64."""
+    families = [LEARNING_RATES["exponential"], LEARNING_RATES["linear"]]
+    for family in families:
+        natural, small = (NoisyQuadratic(10, noise=unit**2, start=100.0 * unit) for unit in (1.0, 2.0**-200))
+        found, again = (best(problem, problem.scheduled, family, 30) for problem in (natural, small))
+        assert relative(again.loss * 2.0**400, found.loss) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda problem: problem.run(problem.greedy(), 0), "steps=0 is not at least 1"),
+        (lambda problem: problem.run(problem.greedy(), 3, momentum=-0.5), "momentum=-0.5 is not in"),
+        (lambda problem: problem.simulate(apo.sgd(), [0.1], runs=-1), "runs=-1 is not at least 1"),
+        (lambda problem: receding(problem, 3, 0), "steps=0 is not at least 1"),
+        (lambda problem: best(problem, problem.scheduled, LEARNING_RATES["fixed"], 3, iterations=0), "iterations=0"),
+        (
+            lambda problem: best(problem, problem.scheduled, Family(lambda u, t: u, lambda steps: [(0.1,)]), 3),
+            r"sequence is of shape \[1\], and must be \[3\]",
+        ),
+        (
+            lambda problem: best(problem, problem.scheduled, Family(lambda u, t: u * t, lambda steps: []), 3),
+            "no start of the family's 0",
+        ),
+    ],
+)
+def test_bad_calls(call: Callable[[NoisyQuadratic], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(NoisyQuadratic(dimension=2))

@@ -188,3 +188,46 @@ def test_bad_input() -> None:
         oracle.Circle(0.0)
     with pytest.raises(ValueError, match=r"penalty=-1\.0 is not in"):
         oracle.projected_gradient(oracle.Circle(1.0), quadratic(tensor(0.0, 0.0)), tensor(1.0, 0.0), -1.0, 3)
+
+
+def test_directions_that_depend_on_each_other_span_what_they_span() -> None:
+    identity = torch.eye(3, dtype=torch.float64)
+    twice = oracle.Affine(tensor(0.0, 0.0, 0.0), torch.stack([tensor(1.0, 1.0, 0.0), tensor(2.0, 2.0, 0.0)], 1))
+    torch.testing.assert_close(twice.nearest(tensor(1.0, 2.0, 3.0), identity), tensor(1.5, 1.5, 0.0))
+    point = oracle.Affine(tensor(1.0, 1.0, 1.0), torch.zeros(3, 1, dtype=torch.float64))
+    assert point.nearest(tensor(1.0, 2.0, 3.0), identity).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_the_tangent_of_a_range_with_parameters_to_spare_is_that_of_its_outputs() -> None:
+    spare = oracle.Range(lambda w: (w[0] + w[1]) * tensor(1.0, 1.0, 0.0), torch.zeros(1, 2, dtype=torch.float64))
+    path = oracle.projected_gradient(spare, quadratic(tensor(1.0, 2.0, 3.0)), tensor(4.0, 4.0, 0.0), 1.0, 40)
+    assert spare.tangent(path.points[-1]).shape == (3, 1)
+    assert path.effective[0] > 1.0 and path.effective[-1] < 1e-6
+
+
+def test_a_start_without_finite_outputs_is_passed_over() -> None:
+    def outputs(params: Tensor) -> Tensor:
+        return torch.cat([params.log(), params])
+
+    identity = torch.eye(2, dtype=torch.float64)
+    manifold = oracle.Range(outputs, tensor(-1.0, 2.0)[:, None])
+    torch.testing.assert_close(manifold.nearest(outputs(tensor(3.0)), identity), outputs(tensor(3.0)))
+    with pytest.raises(ValueError, match="no start of 2 has a finite distance"):
+        oracle.Range(outputs, tensor(-1.0)[:, None]).nearest(tensor(1.0, 1.0), identity)
+
+
+def test_a_path_through_the_centre_of_a_circle_goes_on() -> None:
+    path = oracle.projected_gradient(oracle.Circle(2.0), quadratic(tensor(0.0, 0.0)), tensor(0.0, -2.0), 0.5, 2)
+    assert path.points.tolist() == [[0.0, -2.0], [2.0, 0.0], [2.0, 0.0]]
+
+
+@pytest.mark.parametrize("curvature", [0.0, -1.0])
+def test_newton_on_a_loss_that_is_not_strictly_convex_is_refused(curvature: float) -> None:
+    plane = oracle.Affine(tensor(0.0, 0.0), torch.eye(2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="is not positive definite"):
+        oracle.proximal_newton(plane, lambda z: z.sum() + curvature * z.square().sum(), tensor(1.0, 1.0), 2)
+
+
+def test_starts_of_a_range_are_rows() -> None:
+    with pytest.raises(ValueError, match=r"starts is of shape \[2\], and must be \[S, p\]"):
+        oracle.Range(lambda w: w, tensor(0.0, 1.0))
