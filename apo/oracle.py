@@ -220,6 +220,7 @@ def bound(penalty: float, excess: float, steps: int) -> float:
 
 def _span(directions: Tensor) -> Tensor:
     """An orthonormal basis of what directions span, [n, k] to [n, rank]."""
+    basis: Tensor
     basis, lengths, _ = torch.linalg.svd(directions, full_matrices=False)
     least = max(directions.shape) * torch.finfo(directions.dtype).eps * lengths.max() if len(lengths) else 0.0
     return basis[:, lengths > least]
