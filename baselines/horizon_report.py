@@ -98,6 +98,7 @@ def _statements(results: Mapping[str, Any]) -> list[str]:
     horizons = {int(h): course["loss"][-1] for h, course in sweep["horizons"].items()}
     shortest, best = min(horizons), min(horizons, key=lambda h: horizons[h])
     rates = sweep["horizons"][str(shortest)]["lr"]
+    lrs = sweep["methods"]["APO, same batch, λ = 0"]["lr"]
     same, fresh = ends["APO, same batch, λ = 0"], ends["APO, fresh batch, λ = 0"]
     fixed, made = ends["APO, same batch, best fixed λ"], ends["APO, same batch, best exponential λ"]
     return [
@@ -106,8 +107,8 @@ def _statements(results: Mapping[str, Any]) -> list[str]:
         "what pays now is less noise in the steep directions, and the flat ones are left where they are. "
         f"Hypergradient descent, whose rest point is greedy's, ends at {ends['hypergradient descent']:.3g}.",
         f"- **λ = 0, same batch.** {same:.3g}, against greedy's {ends['greedy']:.3g}: it has the opposite fault. The "
-        "step is judged by noise that it is free to fit, so the learning rate hardly falls at all "
-        f"({sweep['methods']['APO, same batch, λ = 0']['lr'][-1]:.3g} at the end).",
+        "step is judged by noise that it is free to fit, so the learning rate stays where it was "
+        f"({lrs[0]:.3g} at first, {lrs[-1]:.3g} at the end).",
         f"- **A fixed λ, same batch.** The best one ends at {fixed:.3g}, where the best fixed learning rate ends at "
         f"{ends['SGD, best fixed lr']:.3g}: it amounts to a fixed learning rate.",
         f"- **A λ schedule, same batch.** {made:.3g} with an exponential one, against "

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import apo
+from apo.checks import whole
 from apo.problems import LEARNING_RATES, PENALTIES, Course, NoisyQuadratic, Policy, best, receding
 from baselines.display import number
 from baselines.horizon_report import bias_figure, schedules_figure, text
@@ -157,7 +158,14 @@ def short_horizon(
 
     Returns:
         The exit status, 0.
+
+    Raises:
+        ValueError: An option is out of its range, said before anything is computed.
     """
+    for name, value in (("steps", steps), ("sweep_steps", sweep_steps), *(("horizons", each) for each in horizons)):
+        whole(name, value)
+    if not horizons or runs < 0 or runs == 1:
+        raise ValueError(f"horizons={horizons}, runs={runs}: give one horizon or more, and 0 runs or at least 2")
     folder = out or Path("runs/short-horizon")
     folder.mkdir(parents=True, exist_ok=True)
     first = Setting(dimension, conditions[0], noises[0])

@@ -44,3 +44,9 @@ def test_every_picture_of_the_report_is_there(folder: Path) -> None:
 def test_a_setting_out_of_range_is_explained(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["short-horizon", "--dimension", "1", "--out", str(tmp_path)]) == 2
     assert "dimension=1 is below 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--sweep-steps=0", "--horizons=1,0", "--horizons=", "--runs=-1", "--runs=1"])
+def test_options_out_of_range_are_refused_before_anything_is_computed(option: str, tmp_path: Path) -> None:
+    assert main(["short-horizon", option, "--out", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
