@@ -47,7 +47,7 @@ class Curve:
         winners, tried = yield from best_of(plan, self.seeds)
         if self.time_of is not None:
             reference = yield from self.time_of.plan()
-            ratio = _pace(reference.cells) / _pace(winners)
+            ratio = pace(reference.cells) / pace(winners)
             steps = winners[0].steps
             if math.isfinite(ratio):  # in an estimate nobody knows the pace
                 # Two significant digits: small differences in pace make no other run.
@@ -119,6 +119,6 @@ class Experiment(NamedTuple):
         return {(panel, curve.label): curve.plan() for panel, curves in self.panels(budget).items() for curve in curves}
 
 
-def _pace(cells: Sequence[Cell]) -> float:
+def pace(cells: Sequence[Cell]) -> float:
     """Seconds a step, the mean over seeds."""
     return fmean((cell.outcome["seconds"] or math.nan) / cell.steps for cell in cells)

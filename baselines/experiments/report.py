@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from baselines.cells import FLOOR, Cell
 from baselines.display import number
-from baselines.experiments.base import Budget, Experiment, Found
+from baselines.experiments.base import Budget, Experiment, Found, pace
 from baselines.judge import compare, mean_loss, score
 from baselines.plots import BLUE, GREEN, INK, VERMILION, tidy
 
@@ -25,6 +25,7 @@ HEAD: Final = (
     "against",
     "ratio",
     "verdict",
+    "cost",
     "s a run",
     "s with its search",
 )
@@ -52,6 +53,7 @@ def _row(found: Found, reference: Found | None) -> list[str]:
         reference.curve.label if reference else "",
         _number(comparison.ratio) if comparison else "",
         comparison.verdict if comparison else "",
+        _number(pace(cells) / pace(reference.cells)) if reference else "",
         f"{found.seconds:.0f}",
         f"{found.search_seconds:.0f}",
     ]
@@ -134,8 +136,8 @@ def page(name: str, experiment: Experiment, budget: Budget, results: Results, la
         f"Loss: on the whole training set in eval mode at the end, the geometric mean over up to {seeds} seeds; losses "
         f"under {FLOOR:g} count as {FLOOR:g}. Spread: the largest over the smallest. Area: the mean over the run of "
         "the logarithm of the batch loss. Ratio: of the losses; better or worse when its logarithm is beyond two "
-        "standard errors. Seconds: of CPU time in training steps, on one thread (on a GPU: of wall-clock time); a "
-        "search is with one seed.",
+        "standard errors. Cost: the time of a training step over that of the other's. Seconds: of CPU time in training "
+        "steps, on one thread (on a GPU: of wall-clock time); a search is with one seed.",
         f"Computed on {', '.join(devices)}, one thread a run, at {', '.join(commits)}.",
     ]
     return "\n\n".join(parts) + "\n"

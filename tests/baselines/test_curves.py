@@ -50,7 +50,8 @@ def test_equal_time_is_as_many_steps_as_fit() -> None:
 
 def test_a_table_compares_within_a_panel() -> None:
     good = found(Curve("good", dataclasses.replace(START, lr=0.01), seeds=2))
-    bad = found(Curve("bad", dataclasses.replace(START, lr=1.0), against="good", seeds=2))
+    slow = dataclasses.replace(START, optimizer="adam", lr=1.0)
+    bad = found(Curve("bad", slow, against="good", seeds=2))
     lost = Found(
         Curve("lost", START, against="good"), [dataclasses.replace(bad.cells[0], finished=False)], tried=bad.tried
     )
@@ -59,5 +60,6 @@ def test_a_table_compares_within_a_panel() -> None:
     columns = dict(zip(rows[0], zip(*rows[2:], strict=True), strict=True))
     assert columns["training loss"] == ("0.105", "0.588", "diverged")
     assert columns["ratio"] == ("", "5.61", "-") and columns["verdict"] == ("", "worse", "worse")
+    assert columns["cost"] == ("", "3", "3")
     assert columns["spread"][:2] == ("×1.10", "×1.10")
     assert numbers({"panel": [good]})["panel"]["good"]["train_loss"] == pytest.approx([0.1, 0.11])
