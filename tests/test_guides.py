@@ -1,5 +1,6 @@
 """The programs of the pages that come first run, and lead to what the pages say."""
 
+import copy
 import json
 from pathlib import Path
 from types import ModuleType
@@ -7,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.documents import ROOT, example, programs
 
 
-def run(page: str, *shorter: tuple[str, str]) -> dict[str, Any]:
+def run(page: str, *shorter: tuple[str, str], given: dict[str, Any] | None = None) -> dict[str, Any]:
     """The names that the programs of a page leave behind, each run after those before it, with some text replaced."""
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = dict(given or {})
     for program in programs(f"docs/{page}.md"):
         for old, new in shorter:
             program = program.replace(old, new)
@@ -48,6 +50,24 @@ def test_choosing_lambda(capsys: pytest.CaptureFixture[str]) -> None:
     assert little > 1.1 * plain
     assert the_same == pytest.approx(half, rel=1e-6)
     assert [names["rising"].weights(step)[0] for step in (0, 30)] == pytest.approx([1e-3, 0.1])
+
+
+@pytest.mark.parametrize("page", sorted(path.stem for path in ROOT.glob("docs/rules/*.md")))
+def test_rules(page: str) -> None:
+    torch.manual_seed(0)
+    layers = (torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    model, other = torch.nn.Sequential(*layers), torch.nn.Sequential(*copy.deepcopy(layers))
+    x, y = torch.randn(30, 4), torch.randint(3, (30,))
+    params = {name: p.detach().clone() for name, p in model.named_parameters()}
+    before = [*params.values()]
+    grads = {name: torch.randn_like(p) for name, p in params.items()}
+    given = {"torch": torch, "model": model, "other": other, "loader": [(x, y)] * 3, "x": x}
+    names = run(f"rules/{page}", given={**given, "params": params, "grads": grads})
+    for name, tuned in (("opt", model), ("both", other)):
+        if name in names:
+            F.cross_entropy(tuned(x), y).backward()
+            names[name].step(batch=(x, y))
+    assert all(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
 
 
 @pytest.fixture
