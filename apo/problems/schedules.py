@@ -149,7 +149,7 @@ def _minimised(final: Callable[[Tensor], Tensor], start: Tensor, iterations: int
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = final(parameters).log()
+        loss = final(parameters).log().nan_to_num(math.inf, math.inf)  # line searches turn back at ∞, not at NaN
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 

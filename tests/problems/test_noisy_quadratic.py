@@ -236,3 +236,8 @@ def test_best_in_smaller_units_is_the_same() -> None:
 def test_bad_calls(call: Callable[[NoisyQuadratic], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(NoisyQuadratic(dimension=2))
+
+
+def test_a_search_over_the_edge_of_admissible_penalties_turns_back() -> None:
+    problem = NoisyQuadratic(dimension=10, condition=10.0)
+    assert all(relative(loss, 2.00986) < 1e-4 for loss in best(problem, problem.apo, PENALTIES["linear"], 12).losses)
