@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from baselines.config import Config
-from baselines.experiments.apo import SMOKE, task
+from baselines.experiments.apo import task
 from baselines.experiments.base import Budget, Curve, Experiment, Panels
 from baselines.experiments.residual import fields, seeds
 
@@ -121,6 +121,7 @@ def toy(budget: Budget) -> Panels:
     }
 
 
+SMOKE: Final = "Smoke: digits, 4 steps and some of the curves, to see that everything runs; the numbers mean nothing."
 STAND_IN: Final = (
     "A stand-in, on a CPU: Fashion-MNIST's first 10,000 images and a ResNet-8 of 78,000 parameters, {steps} steps of "
     "128 images, with random crops and reflections; the paper has CIFAR-10 and a ResNet-110 of 1.73 million "
