@@ -1,4 +1,4 @@
-"""The command line: `python -m baselines train`, `demo`, `short-horizon`, `run` and `report`."""
+"""The command line: `python -m baselines train`, `sweep`, `demo`, `short-horizon`, `run` and `report`."""
 
 import argparse
 import sys
@@ -39,6 +39,35 @@ def _add_train(commands: Any) -> None:
         description="Train one model with one method. Ctrl-C stores everything; --resume continues from there.",
         argument_default=argparse.SUPPRESS,
     )
+    _add_config(train)
+    train.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/ and what is run)")
+    train.add_argument("--resume", action="store_true", help="continue the run stored in --out")
+    train.add_argument("--overwrite", action="store_true", help="start anew although --out holds a run")
+
+
+def _add_sweep(commands: Any) -> None:
+    sweep = commands.add_parser(
+        "sweep",
+        help="a search over λ, or over any other option of train",
+        description="Train with every value of λ, or of other options, on Ray Tune, and show the schedules that came "
+        "of it. What is stored is not trained again, so the same command goes on after an interruption.",
+        argument_default=argparse.SUPPRESS,
+    )
+    _add_config(sweep, several=True)
+    search = sweep.add_argument_group("search")
+    over = "search over an option: NAME=VALUE,VALUE,... or NAME=LOW..HIGH; give it once for each"
+    search.add_argument("--over", action="append", metavar="SPEC", help=over)
+    trials = "runs in all, where a range is searched, by Optuna (default: 16)"
+    search.add_argument("--trials", type=int, metavar="N", help=trials)
+    search.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster (default: this machine)")
+    search.add_argument("--workers", type=int, metavar="N", help="processes of one thread (default: one a core)")
+    search.add_argument("--older", action="store_true", help="count cells that were computed by earlier code")
+    search.add_argument("--out", type=Path, metavar="DIR", help="default: runs/sweep- and what is searched")
+    search.add_argument("--cells", type=Path, metavar="DIR", help="the store (default: results/cells)")
+
+
+def _add_config(train: argparse.ArgumentParser, several: bool = False) -> None:
+    """The options that set a configuration; `several` values of λ where it is searched."""
 
     def option(group: Any, flag: str, text: str, **settings: Any) -> None:
         default = getattr(Config, flag.removeprefix("--").replace("-", "_"), None)
@@ -77,8 +106,10 @@ def _add_train(commands: Any) -> None:
     )
     option(method, "--meta", "of --method apo: how it is moved", choices=META)
     option(method, "--every", "of --method apo and gen: steps between changes of lr", type=int, metavar="K")
-    option(method, "--fsd", "of --method apo: weight of the function-space discrepancy", type=float)
-    option(method, "--wsd", "of --method apo: weight of the weight-space discrepancy", type=float)
+    weight: dict[str, Any] = {"metavar": "VALUES"} if several else {"type": float}
+    values = ", or several (1,0.1,0), or a range (1e-5..1)" if several else ""
+    option(method, "--fsd", f"of --method apo: weight of the function-space discrepancy{values}", **weight)
+    option(method, "--wsd", f"of --method apo: weight of the weight-space discrepancy{values}", **weight)
     run = train.add_argument_group("run")
     length = run.add_mutually_exclusive_group()
     option(length, "--epochs", "passes over the training set (default: 10; digits: 60)", type=int, metavar="N")
@@ -88,9 +119,6 @@ def _add_train(commands: Any) -> None:
     option(run, "--eval-every", "steps between evaluations (default: an epoch)", type=int, metavar="N")
     option(run, "--log-every", "steps between rows of history.csv", type=int, metavar="N")
     option(run, "--device", "auto, cpu, cuda, ...")
-    run.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/ and what is run)")
-    run.add_argument("--resume", action="store_true", help="continue the run stored in --out")
-    run.add_argument("--overwrite", action="store_true", help="start anew although --out holds a run")
 
 
 def _add_demo(commands: Any) -> None:
@@ -159,6 +187,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m baselines", description="Comparators and training tasks of apo.")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_train(commands)
+    _add_sweep(commands)
     _add_demo(commands)
     _add_short_horizon(commands)
     _add_experiments(commands)
@@ -192,6 +221,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from baselines.short_horizon import short_horizon
 
             return short_horizon(console, **options)
+        if command == "sweep":
+            from baselines.search import sweep
+
+            names = ("over", "trials", "address", "workers", "older", "out", "cells")
+            of_sweep = {name: options.pop(name) for name in names if name in options}
+            of_sweep["over"] = of_sweep.get("over", []) + [
+                f"{name}={options.pop(name)}" for name in ("fsd", "wsd") if name in options
+            ]
+            return sweep(console, options, **of_sweep)
         from baselines.train import train
 
         own = {name: options.pop(name) for name in ("out", "resume", "overwrite") if name in options}

@@ -90,6 +90,10 @@ def tune_all(
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
             report(trial.trial_id, result)
 
+        def __reduce__(self) -> Any:
+            """Ray Tune stores callbacks, to restore a search; what we restore is the cells."""
+            return tune.Callback, ()
+
     folder, state = tempfile.mkdtemp(prefix="tune-"), random.getstate()
     random.seed(seed)
     try:
