@@ -165,7 +165,7 @@ def _ramps(steps: int, *ends: tuple[float, float]) -> list[list[float]]:
 
 LEARNING_RATES = {
     "optimal": Family(lambda u, t: u.exp(), lambda steps: _ramps(steps, (0.0, -5.0), (1.0, -5.0))),
-    "exponential": Family(lambda u, t: (u[0] + u[1] * t).exp(), lambda steps: [(0.0, -5.0), (0.0, -1.0)]),
+    "exponential": Family(lambda u, t: (u[0] + u[1] * t).exp(), lambda steps: [(0.0, -5.0), (2.0, -8.0), (-1.0, -3.0)]),
     "linear": Family(lambda u, t: u[0] + u[1] * t, lambda steps: [(1.0, -1.0), (1.5, -1.4), (0.1, 0.0)]),
     "fixed": Family(lambda u, t: u[0].exp().expand(len(t)), lambda steps: [(-1.0,), (-2.0,)]),
 }
@@ -176,7 +176,9 @@ PENALTIES = {
     "exponential": Family(lambda u, t: (u[0] + u[1] * t).exp(), lambda steps: [(-3.0, 7.0), (0.0, 1.0)]),
     "linear": Family(lambda u, t: u[0] + u[1] * t, lambda steps: [(-0.3, 5.0), (0.1, 1.0)]),
     "linear_nonnegative": Family(lambda u, t: u[0].exp() * (1.0 - t) + u[1].exp() * t, lambda steps: [(-1.0, 1.0)]),
-    "linear_clipped": Family(lambda u, t: (u[0] + u[1] * t).clamp_min(0.0), lambda steps: [(-0.3, 5.0), (0.1, 5.0)]),
+    "linear_clipped": Family(
+        lambda u, t: (u[0] + u[1] * t).clamp_min(0.0), lambda steps: [(-0.3, 5.0), (-1.0, 3.0), (-0.3, 0.6)]
+    ),
     "fixed": Family(lambda u, t: u[0].exp().expand(len(t)), lambda steps: [(0.0,), (2.0,)]),
 }
 """Families of λ: only "linear" may be negative."""

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from baselines.cli import main
+from baselines.horizon_report import text
+from tests.documents import ROOT
 
 SMALL = "--dimension 10 --steps 12 --sweep-steps 20 --horizons 1,20 --conditions 10 --noises 1 --runs 20 --workers 1"
 
@@ -35,10 +37,34 @@ def test_results_hold_table_2_and_the_sweep(folder: Path) -> None:
 
 
 def test_every_picture_of_the_report_is_there(folder: Path) -> None:
-    text = (folder / "README.md").read_text()
-    pictures = re.findall(r"\]\((\w+\.png)\)", text)
+    page = (folder / "README.md").read_text()
+    pictures = re.findall(r"\]\((\w+\.png)\)", page)
     assert len(pictures) == 3 and all((folder / picture).stat().st_size > 10_000 for picture in pictures)
-    assert "Looking 1 step ahead ends at" in text
+    assert "What it shows" not in page  # the words are about the paper's setting
+
+
+EXACT = {
+    "sgd": {"optimal": 2.609, "exponential": 3.823, "linear": 12.291, "fixed": 85.702},
+    "apo": {
+        "optimal": 5.600,
+        "exponential": 6.937,
+        "linear": 15.57,
+        "linear_nonnegative": 41.99,
+        "linear_clipped": 5.991,
+        "fixed": 83.511,
+    },
+}
+"""The optima that another solver found (adjoint gradients, many starts)."""
+
+
+def test_the_stored_report_is_that_of_its_results_and_near_the_exact_optima() -> None:
+    stored = ROOT / "docs" / "results" / "short_horizon"
+    results = json.loads((stored / "results.json").read_text(encoding="utf-8"))
+    page = (stored / "README.md").read_text(encoding="utf-8")
+    assert page == text(results) and "Looking 1 step ahead ends at" in page
+    assert results["setting"]["dimension"] == 1000 and results["seconds"]["table2"] < 120.0
+    for kind, families in EXACT.items():
+        assert results["table2"][kind] == pytest.approx(families, rel=1e-2)
 
 
 def test_a_setting_out_of_range_is_explained(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
