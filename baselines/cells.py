@@ -4,6 +4,7 @@ A cell that is there is not run again, so evidence accumulates: over sittings, m
 that a cell depends on changes, its name does too; the old one stays, and may be accepted as it is (`older`).
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -193,7 +194,7 @@ def compute(config: Config, scratch: Path | None = None) -> Cell:
         else:
             trained = _train(config, folder)
     cell = Cell(
-        config=config,
+        config=dataclasses.replace(config, data_dir=None),  # another machine has its data elsewhere
         code=code,
         **trained._asdict(),
         about={

@@ -175,6 +175,7 @@ def _add_experiments(commands: Any) -> None:
     run.add_argument("names", nargs="+", choices=named, metavar="NAME", help=", ".join(named))
     report.add_argument("names", nargs="*", metavar="NAME", help="default: all that have cells")
     run.add_argument("--workers", type=int, metavar="N", help="processes of one thread (default: one a core)")
+    run.add_argument("--data-dir", metavar="DIR", help="where the data sets' files are")
     run.add_argument("--older", action="store_true", help="count cells that were computed by earlier code")
     for parser in (run, report):
         parser.add_argument("--budget", choices=BUDGETS, help="default: short")

@@ -93,6 +93,18 @@ def best_of(plan: Plan[list[Cell]], seeds: int) -> Plan[tuple[list[Cell], list[C
     return winners, tried
 
 
+def located(plan: Plan[Found], data_dir: str | None) -> Plan[Found]:
+    """A plan whose data sets are read from a folder, but for the one that comes with scikit-learn."""
+    try:
+        wanted = next(plan)
+        while True:
+            places = [None if config.data == "digits" else data_dir for config in wanted]
+            cells = yield [dataclasses.replace(c, data_dir=place) for c, place in zip(wanted, places, strict=True)]
+            wanted = plan.send(cells)
+    except StopIteration as stop:
+        return cast(Found, stop.value)
+
+
 def _answer(plan: Plan[Any], give: Callable[[Config], Cell | None]) -> Generator[list[Config], None, Any]:
     """Drive a plan, yielding the configurations that it waits for whenever `give` has not got them all."""
     try:
@@ -218,7 +230,9 @@ def estimate(plans: Iterable[Plan[Any]], store: Store) -> Estimate:
 def _kind(config: Config) -> tuple[Any, ...]:
     """What a run's duration depends on."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return tuple(value for name, value in values.items() if name not in ("lr", "seed", "fsd", "wsd", "damping"))
+    return tuple(
+        value for name, value in values.items() if name not in ("lr", "seed", "fsd", "wsd", "damping", "data_dir")
+    )
 
 
 def _probe(config: Config, data: Data) -> float:

@@ -13,7 +13,7 @@ from baselines.experiments.base import Budget, Found
 from baselines.experiments.report import figure, numbers, page
 from baselines.experiments.scripts import SCRIPTS
 from baselines.fingerprint import ROOT
-from baselines.plans import carry_out, estimate, from_store
+from baselines.plans import Plan, carry_out, estimate, from_store, located
 from baselines.plots import save
 from baselines.storage import write_json, write_text
 
@@ -50,6 +50,7 @@ def run(
     older: bool = False,
     out: Path | None = None,
     cells: Path | None = None,
+    data_dir: str | None = None,
 ) -> int:
     """Carry out experiments; cells that are there are not run again.
 
@@ -61,6 +62,7 @@ def run(
         older: Whether cells of earlier code count.
         out: Where the reports go; None: docs/results, of a smoke run runs/smoke.
         cells: The folder of the store; None: results/cells, of a smoke run runs/smoke/cells.
+        data_dir: Where the data sets are, if not in the usual places.
 
     Returns:
         The exit status.
@@ -73,8 +75,14 @@ def run(
     if not names:
         return 0
     store = Store(cells, older=older)
-    plans = {(name, *key): plan for name in names for key, plan in EXPERIMENTS[name].plans(budget).items()}
-    cost = estimate([plan for name in names for plan in EXPERIMENTS[name].plans(budget).values()], store)
+
+    def make() -> dict[tuple[str, str, str], Plan[Found]]:
+        """The plans of all curves, by experiment, panel and label."""
+        named = [(name, key, plan) for name in names for key, plan in EXPERIMENTS[name].plans(budget).items()]
+        return {(name, *key): located(plan, data_dir) for name, key, plan in named}
+
+    plans = make()
+    cost = estimate(make().values(), store)
     stored = f"{cost.stored} runs are stored, at least {cost.missing} are to do"
     console.print(f"{stored}: about {cost.seconds / 60:.0f} minutes of one core")
     done = 0

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from baselines import plans
-from baselines.cells import Cell, Store, compute
+from baselines.cells import Cell, Store, compute, missing
 from baselines.config import Config
 from baselines.judge import Comparison, compare, mean_loss, rank
 from tests.baselines.driving import drive
+from tests.baselines.files import write_idx_set
 
 QUICK = Config(method="fixed", steps=6, log_every=2, hidden=(8,))
 
@@ -111,3 +112,19 @@ def test_results_are_compared_by_log_ratio() -> None:
     assert compare(low, seeds(0.1, math.inf)).verdict == "better"
     assert compare(seeds(math.inf), low).verdict == "worse"
     assert compare(seeds(math.inf), seeds(math.inf)).verdict == "open"
+
+
+def test_data_are_read_from_a_folder_that_no_cell_keeps(tmp_path: Path) -> None:
+    write_idx_set(tmp_path / "data", compressed=True)
+    config = Config(data="mnist", method="fixed", steps=3, hidden=(8,), batch_size=4)
+
+    def make() -> plans.Plan[list[Cell]]:
+        return plans.located(plans.search([config, QUICK]), str(tmp_path / "data"))
+
+    store = Store(tmp_path / "cells")
+    assert plans.estimate([make()], store)[:2] == (0, 2)
+    cells = plans.carry_out({"both": make()}, store, workers=0)["both"]
+    assert {cell.config.data: cell.config.data_dir for cell in cells} == {"mnist": None, "digits": None}
+    assert missing([config, QUICK], store) == []
+    with pytest.raises(FileNotFoundError, match="--data-dir"):
+        plans.carry_out({"elsewhere": plans.search([config])}, Store(tmp_path / "none"), workers=0)
