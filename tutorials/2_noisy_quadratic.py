@@ -166,7 +166,7 @@ draw(judged)
 #
 # - **Fresh batch, λ = 0** is greedy, with the whole bias.
 # - **Fresh batch, λ > 0** makes steps that were too short already shorter still. It is worse.
-# - **Same batch, λ = 0** has the opposite fault. The learning rate hardly falls, because a long step always fits its
+# - **Same batch, λ = 0** has the opposite fault. The learning rate does not fall, because a long step always fits its
 #   own batch. The noise stays, and here it ends above greedy.
 # - **Same batch, λ > 0**: a fixed λ amounts to a fixed learning rate, and the best of the one is about as good as the
 #   best of the other. A λ that grows during training amounts to a decay, and ends not far above the best exponential
