@@ -32,3 +32,9 @@ def test_the_changelog_names_what_is_public() -> None:
 def test_no_file_of_the_library_is_long() -> None:
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in ROOT.glob("apo/**/*.py")}
     assert {str(path): count for path, count in lengths.items() if count > 300} == {}
+
+
+def test_the_index_of_results_names_every_page() -> None:
+    index = (ROOT / "docs/results/README.md").read_text(encoding="utf-8")
+    pages = [path.parent.name for path in ROOT.glob("docs/results/*/README.md")]
+    assert pages and [name for name in pages if f"({name}/README.md)" not in index] == []

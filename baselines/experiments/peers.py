@@ -27,6 +27,7 @@ ADAM: Final[Peers] = (
     ("GeN", "adam", "gen", False),
     ("schedule-free", "adamw", "schedule-free", True),
     ("plateau", "adam", "plateau", True),
+    ("PBT", "adam", "pbt", True),
 )
 # By family: the optimizer that is tuned, its initial learning rate by hand, and its peers.
 FAMILIES: Final = {"SGD": ("sgd", 0.1, SGD), "Adam": ("adam", 1e-3, ADAM)}
@@ -50,10 +51,11 @@ def against_peers(**of_short: Any) -> Callable[[Budget], Panels]:
     """The panels of one task: both families, at equal steps and at equal time."""
 
     def panels(budget: Budget) -> Panels:
-        fields = task(budget, **of_short)
+        fields, smoke = task(budget, **of_short), budget == "smoke"
         made: Panels = {}
         for family, (optimizer, lr, peers) in FAMILIES.items():
-            same_steps = curves(optimizer, lr, peers, fields, 1 if budget == "smoke" else 3)
+            few = tuple(peer for peer in peers if not (smoke and peer[2] == "pbt"))  # each population starts Ray
+            same_steps = curves(optimizer, lr, few, fields, 1 if smoke else 3)
             made[f"{family}, equal steps"] = same_steps
             made[f"{family}, equal time"] = [
                 dataclasses.replace(curve, time_of=same_steps[0]) if curve is not same_steps[0] else curve

@@ -1,6 +1,7 @@
 """The report of an experiment: a table, a figure in the layout of the source, and the numbers behind both."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Final
@@ -115,6 +116,22 @@ def numbers(results: Results) -> dict[str, Any]:
     }
 
 
+def summary(results: Results) -> list[str]:
+    """What the verdicts come to: a line for each label that is compared with another one."""
+    counted: dict[tuple[str, str], Counter[str]] = {}
+    for founds in results.values():
+        by_label = {found.curve.label: found for found in founds}
+        for found in founds:
+            reference = by_label.get(found.curve.against or "")
+            if reference is not None:
+                verdict = compare(found.cells, reference.cells).verdict
+                counted.setdefault((found.curve.label, reference.curve.label), Counter())[verdict] += 1
+    return [
+        f"- **{label}** against {other}: " + ", ".join(f"{verdict} in {n}" for verdict, n in counts.most_common())
+        for (label, other), counts in counted.items()
+    ]
+
+
 def page(name: str, experiment: Experiment, budget: Budget, results: Results, lacking: Sequence[str]) -> str:
     """The report in Markdown; `lacking` are the curves that have not been run."""
     cells = [cell for founds in results.values() for found in founds for cell in (*found.cells, *found.tried)]
@@ -128,6 +145,8 @@ def page(name: str, experiment: Experiment, budget: Budget, results: Results, la
     ]
     if lacking:
         parts.append(f"Not run yet: {', '.join(lacking)}.")
+    if lines := summary(results):
+        parts += ["By the verdicts of the panels below:", "\n".join(lines)]
     for panel, founds in results.items():
         parts += [f"## {panel}", table(founds)]
     seeds = max(len(found.cells) for founds in results.values() for found in founds)

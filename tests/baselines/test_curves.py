@@ -9,7 +9,7 @@ import pytest
 from baselines.cells import Cell
 from baselines.config import Config
 from baselines.experiments.base import Curve, Found
-from baselines.experiments.report import numbers, table
+from baselines.experiments.report import numbers, summary, table
 from tests.baselines.driving import drive
 
 START = Config(optimizer="sgd", method="fixed", steps=100, hidden=(8,))
@@ -62,4 +62,8 @@ def test_a_table_compares_within_a_panel() -> None:
     assert columns["ratio"] == ("", "5.61", "-") and columns["verdict"] == ("", "worse", "worse")
     assert columns["cost"] == ("", "3", "3")
     assert columns["spread"][:2] == ("×1.10", "×1.10")
+    assert summary({"one": [good, bad], "two": [good, lost]}) == [
+        "- **bad** against good: worse in 1",
+        "- **lost** against good: worse in 1",
+    ]
     assert numbers({"panel": [good]})["panel"]["good"]["train_loss"] == pytest.approx([0.1, 0.11])
