@@ -1,16 +1,19 @@
 """What a command shows while it trains: a live progress bar in a terminal, plain lines elsewhere."""
 
+import itertools
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from baselines.cells import Cell
+from baselines.config import Config
 from baselines.run import Row
 
 
@@ -27,6 +30,34 @@ def number(value: float | None) -> str:
 def percent(value: float | None) -> str:
     """A fraction as a percentage with one decimal; a dash where there is none."""
     return "-" if value is None else f"{100 * value:.1f}%"
+
+
+def setting(config: Config, names: Iterable[str]) -> str:
+    """Some values of a configuration, each after its name."""
+    values = ((name, getattr(config, name)) for name in names)
+    return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in values)
+
+
+def announce(console: Console, runs: str, seconds: float) -> None:
+    """Say what is stored and what is to do, and what that will cost."""
+    console.print(f"{runs}: about {seconds / 60:.0f} minutes of one core")
+
+
+def counting(console: Console, describe: Callable[[Cell], str], of: str = "") -> Callable[[Cell], None]:
+    """What shows cells as they are there, one a line.
+
+    Args:
+        console: Where.
+        describe: What a cell is.
+        of: What follows its number.
+    """
+    places = itertools.count(1)
+
+    def show(cell: Cell) -> None:
+        end = f"loss {number(cell.loss)}, {cell.about['wall']:.0f} s"
+        console.print(f"{next(places)}{of}: {describe(cell)}: {end}", soft_wrap=True)
+
+    return show
 
 
 class Stage:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from baselines.cells import CELLS, Cell, Store, compute, missing
 from baselines.config import Config
-from baselines.display import number
+from baselines.display import announce, counting
 from baselines.experiments.commands import SCRATCH
 from baselines.judge import score
 from baselines.plans import estimate
@@ -257,15 +257,8 @@ def sweep(
     else:
         cost = estimate([try_all(search.listed)], store).seconds
     stored = f"{len(search.found(store))} runs are stored, {left} are to do"
-    console.print(f"{stored}: about {cost / 60:.0f} minutes of one core")
-    done = 0
-
-    def show(cell: Cell) -> None:
-        nonlocal done
-        done += 1
-        what = f"{done}/{left}: {label(cell, search.names)}"
-        console.print(f"{what}: loss {number(cell.loss)}, {cell.about['wall']:.0f} s", soft_wrap=True)
-
+    announce(console, stored, cost)
+    show = counting(console, lambda cell: label(cell, search.names), of=f"/{left}")
     if left:
         search.carry_out(store, show, workers=workers, address=address)
     folder = out or Path("runs") / "-".join(["sweep", first.data, first.model, first.optimizer, *search.names])

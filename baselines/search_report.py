@@ -9,9 +9,9 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from baselines.cells import Cell
-from baselines.display import number, percent
+from baselines.display import number, percent, setting
 from baselines.experiments.base import ROWS
-from baselines.experiments.report import draw
+from baselines.experiments.report import draw, origin
 from baselines.plots import INK, save, tidy
 from baselines.storage import write_json, write_text
 
@@ -25,7 +25,7 @@ def _shown(value: Any) -> str:
 
 def label(cell: Cell, names: Sequence[str]) -> str:
     """The searched values of a cell, each after its name."""
-    return ", ".join(f"{name} {_shown(getattr(cell.config, name))}" for name in names) or cell.config.method
+    return setting(cell.config, names) or cell.config.method
 
 
 def rates(cell: Cell) -> list[float | None]:
@@ -76,7 +76,7 @@ def write(folder: Path, names: Sequence[str], cells: Sequence[Cell]) -> None:
     in_order = sorted(cells, key=lambda cell: [getattr(cell.config, name) for name in names])
     save(figure(in_order, names), folder / "figure.png")
     config = cells[0].config
-    commits = sorted({str(cell.about["commit"])[:7] for cell in cells})
+    devices, commits = origin(cells)
     parts = [
         f"# A search over {', '.join(names) or 'nothing'}",
         f"{config.model} on {config.data}, {config.optimizer} with {config.method}, {len(cells)} runs.",
@@ -85,6 +85,6 @@ def write(folder: Path, names: Sequence[str], cells: Sequence[Cell]) -> None:
         "Training loss: on the whole training set in eval mode at the end. Area: the mean of the logarithm of the "
         "batch loss over the run. lr: the learning rate at the start, along the run and at its end; the figure shows "
         "the whole schedule of each run. Seconds: of training steps, on one thread.",
-        f"Computed on {', '.join(sorted({cell.about['device'] for cell in cells}))}, at {', '.join(commits)}.",
+        f"Computed on {devices}, at {commits}.",
     ]
     write_text("\n\n".join(parts) + "\n", folder / "README.md")

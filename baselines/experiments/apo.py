@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from baselines.config import Config
-from baselines.experiments.base import Budget, Curve, Experiment, Panels
+from baselines.experiments.base import Budget, Curve, Experiment, Panels, seeds_of
 
 PAPER: Final = "Amortized Proximal Optimization"
 # The paper's grids of λ for SGD and RMSprop (§5.2), its advice for Adam (App. G), and ours for the rest.
@@ -63,9 +63,8 @@ def comparison(**of_short: Any) -> Callable[[Budget], Panels]:
 
     def panels(budget: Budget) -> Panels:
         fields = task(budget, **of_short)
-        smoke = budget == "smoke"
-        optimizers = ("rmsprop", "kfac") if smoke else tuple(NAMES)
-        return {NAMES[optimizer]: hand_and_apo(optimizer, fields, 1 if smoke else 3) for optimizer in optimizers}
+        optimizers = ("rmsprop", "kfac") if budget == "smoke" else tuple(NAMES)
+        return {NAMES[optimizer]: hand_and_apo(optimizer, fields, seeds_of(budget)) for optimizer in optimizers}
 
     return panels
 

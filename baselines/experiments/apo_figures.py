@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from baselines.config import Config
 from baselines.experiments.apo import PAPER, SMOKE, lambdas, task
-from baselines.experiments.base import ROWS, Budget, Curve, Experiment, Panels
+from baselines.experiments.base import ROWS, Budget, Curve, Experiment, Panels, seeds_of
 
 FULL: Final = {"data": "mnist", "steps": 60_000}
 SHORT: Final = {"data": "fashion-mnist", "steps": 6000}
@@ -29,7 +29,7 @@ def mlp(panel: str, curves: Callable[..., list[Curve]]) -> Callable[[Budget], Pa
 
     def panels(budget: Budget) -> Panels:
         fields = task(budget, **(FULL if budget == "full" else SHORT))
-        return {panel: curves(fields, 1 if budget == "smoke" else 3)}
+        return {panel: curves(fields, seeds_of(budget))}
 
     return panels
 
@@ -87,7 +87,7 @@ def _by_layer(optimizer: str, lr: float, fsd: float) -> Callable[..., list[Curve
 
 def _fig7d(budget: Budget) -> Panels:
     fields = task(budget, data="fashion-mnist", model="cnn", steps=30_000 if budget == "full" else 3000)
-    seeds = 1 if budget == "smoke" else 3
+    seeds = seeds_of(budget)
     both = ("lr", "damping")
     grid = ({"fsd": 1.0}, {"fsd": 1e-2})
     return {

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from baselines.config import Config
 from baselines.experiments.apo import task
-from baselines.experiments.base import Budget, Curve, Experiment, Panels
-from baselines.experiments.residual import fields, seeds
+from baselines.experiments.base import Budget, Curve, Experiment, Panels, seeds_of
+from baselines.experiments.residual import fields
 
 PAPER: Final = "Apollo"
 EXAMPLES: Final = 50_000  # of CIFAR-10, in whose steps the paper counts
@@ -51,7 +51,7 @@ def table1(budget: Budget) -> Panels:
                 label,
                 configuration(budget, label, schedule),
                 against=None if label == "Apollo" else "Apollo",
-                seeds=seeds(budget),
+                seeds=seeds_of(budget),
             )
             for label in (SMALL if budget == "smoke" else ROWS)
         ]
@@ -67,7 +67,7 @@ def robustness(budget: Budget) -> Panels:
                 f"× {factor:g}",
                 configuration(budget, label, "milestones", factor),
                 against=None if factor == 1.0 else "× 1",
-                seeds=seeds(budget),
+                seeds=seeds_of(budget),
             )
             for factor in FACTORS
         ]
@@ -88,7 +88,7 @@ def cost(budget: Budget) -> Panels:
                 label,
                 Config(method="fixed", **own, **ROWS[label][0]),
                 against=None if label == "SGDm" else "SGDm",
-                seeds=seeds(budget),
+                seeds=seeds_of(budget),
             )
             for label in ("SGDm", "Adam", "Apollo", "AdaHessian")
         ]
@@ -110,7 +110,7 @@ def toy(budget: Budget) -> Panels:
     def curve(label: str, optimizer: str, warmup: float = 0.0) -> Curve:
         config = Config(optimizer=optimizer, method="step", warmup=warmup, **decay, **own)
         against = None if optimizer == "apollo" else "Apollo"
-        return Curve(label, config, options=tuple(rates), against=against, seeds=seeds(budget))
+        return Curve(label, config, options=tuple(rates), against=against, seeds=seeds_of(budget))
 
     return {
         "toy CNN": [

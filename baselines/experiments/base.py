@@ -9,11 +9,17 @@ from typing import Any, Final, Literal, NamedTuple
 
 from baselines.cells import Cell
 from baselines.config import Config
+from baselines.display import setting
 from baselines.plans import Plan, best_of, search, walk
 
 ROWS: Final = {"loss": "loss of the batches", "test_accuracy": "test accuracy (%)", "lr": "learning rate"}
 Budget = Literal["smoke", "short", "full"]
 BUDGETS: Final[tuple[Budget, ...]] = ("smoke", "short", "full")
+
+
+def seeds_of(budget: Budget) -> int:
+    """How many seeds the winners get."""
+    return 1 if budget == "smoke" else 3
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,7 @@ class Found(NamedTuple):
     def tried_setting(self, cell: Cell) -> str:
         """The searched value of a cell, as field and value."""
         names = [self.curve.walk] if self.curve.walk else sorted({name for o in self.curve.options for name in o})
-        values = (getattr(cell.config, name) for name in names)
-        shown = (f"{value:g}" if isinstance(value, float) else str(value) for value in values)
-        return ", ".join(map(" ".join, zip(names, shown, strict=True)))
+        return setting(cell.config, names)
 
     @property
     def seconds(self) -> float:

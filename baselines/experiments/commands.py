@@ -7,7 +7,7 @@ from typing import Final
 from rich.console import Console
 
 from baselines.cells import CELLS, Cell, Store
-from baselines.display import number
+from baselines.display import announce, counting
 from baselines.experiments import EXPERIMENTS
 from baselines.experiments.base import Budget, Found
 from baselines.experiments.report import figure, numbers, page
@@ -40,6 +40,11 @@ def _write(console: Console, name: str, budget: Budget, found: Mapping[tuple[str
     save(figure(results, experiment.rows, experiment.along), folder / "figure.png")
     write_text(page(name, experiment, budget, results, lacking), folder / "README.md")
     console.print(f"{name}: {folder / 'README.md'}", soft_wrap=True)
+
+
+def _what(cell: Cell) -> str:
+    c = cell.config
+    return f"{c.data} {c.model} {c.optimizer} {c.method} lr {c.lr:g} λ {c.fsd:g} seed {c.seed}"
 
 
 def run(
@@ -84,17 +89,8 @@ def run(
     plans = make()
     cost = estimate(make().values(), store)
     stored = f"{cost.stored} runs are stored, at least {cost.missing} are to do"
-    console.print(f"{stored}: about {cost.seconds / 60:.0f} minutes of one core")
-    done = 0
-
-    def show(cell: Cell) -> None:
-        nonlocal done
-        done += 1
-        c = cell.config
-        what = f"{c.data} {c.model} {c.optimizer} {c.method} lr {c.lr:g} λ {c.fsd:g} seed {c.seed}"
-        console.print(f"{done}: {what}: loss {number(cell.loss)}, {cell.about['wall']:.0f} s", soft_wrap=True)
-
-    found = carry_out(plans, store, workers=workers, scratch=SCRATCH, report=show)
+    announce(console, stored, cost.seconds)
+    found = carry_out(plans, store, workers=workers, scratch=SCRATCH, report=counting(console, _what))
     for name in names:
         own = {(panel, label): found[of, panel, label] for of, panel, label in plans if of == name}
         _write(console, name, budget, own, out)

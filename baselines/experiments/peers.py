@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from baselines.config import Config
 from baselines.experiments.apo import SMOKE, task
-from baselines.experiments.base import Budget, Curve, Experiment, Panels
+from baselines.experiments.base import Budget, Curve, Experiment, Panels, seeds_of
 
 Peers = tuple[tuple[str, str, str, bool], ...]
 """Label, optimizer, method, and whether a learning rate is searched: the others have their authors', in `METHODS`."""
@@ -55,7 +55,7 @@ def against_peers(**of_short: Any) -> Callable[[Budget], Panels]:
         made: Panels = {}
         for family, (optimizer, lr, peers) in FAMILIES.items():
             few = tuple(peer for peer in peers if not (smoke and peer[2] == "pbt"))  # each population starts Ray
-            same_steps = curves(optimizer, lr, few, fields, 1 if smoke else 3)
+            same_steps = curves(optimizer, lr, few, fields, seeds_of(budget))
             made[f"{family}, equal steps"] = same_steps
             made[f"{family}, equal time"] = [
                 dataclasses.replace(curve, time_of=same_steps[0]) if curve is not same_steps[0] else curve

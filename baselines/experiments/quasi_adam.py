@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from baselines.config import Config
 from baselines.experiments.apo import SMOKE, task
-from baselines.experiments.base import Budget, Curve, Experiment, Panels
+from baselines.experiments.base import Budget, Curve, Experiment, Panels, seeds_of
 
 PAPER: Final = "Quasi-Adam, §VI.D"
 OPTIMIZERS: Final = {
@@ -37,7 +37,7 @@ def panels(
                     label,
                     Config(optimizer=optimizer, method="fixed", lr=lr, **fields),
                     against=None if optimizer == "adam" else "Adam",
-                    seeds=1 if budget == "smoke" else 3,
+                    seeds=seeds_of(budget),
                 )
                 for optimizer, label in OPTIMIZERS.items()
             ]

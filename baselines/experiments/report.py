@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Final
 
@@ -60,11 +60,23 @@ def _row(found: Found, reference: Found | None) -> list[str]:
     ]
 
 
+def _with_references(founds: Sequence[Found]) -> list[tuple[Found, Found | None]]:
+    """What was found of a panel's curves, each with that of the one that it is compared with, if it is there."""
+    by_label = {found.curve.label: found for found in founds}
+    return [(found, by_label.get(found.curve.against or "")) for found in founds]
+
+
+def origin(cells: Iterable[Cell]) -> tuple[str, str]:
+    """The devices and the commits that cells were computed on and at."""
+    abouts = [cell.about for cell in cells]
+    devices, commits = {each["device"] for each in abouts}, {str(each["commit"])[:7] for each in abouts}
+    return ", ".join(sorted(devices)), ", ".join(sorted(commits))
+
+
 def table(founds: Sequence[Found]) -> str:
     """One panel as a table in Markdown."""
-    by_label = {found.curve.label: found for found in founds}
     lines = [f"| {' | '.join(HEAD)} |", "| --- | --- |" + " ---: |" * (len(HEAD) - 2)]
-    lines += [f"| {' | '.join(_row(found, by_label.get(found.curve.against or '')))} |" for found in founds]
+    lines += [f"| {' | '.join(_row(*pair))} |" for pair in _with_references(founds)]
     return "\n".join(lines)
 
 
@@ -120,9 +132,7 @@ def summary(results: Results) -> list[str]:
     """What the verdicts come to: a line for each label that is compared with another one."""
     counted: dict[tuple[str, str], Counter[str]] = {}
     for founds in results.values():
-        by_label = {found.curve.label: found for found in founds}
-        for found in founds:
-            reference = by_label.get(found.curve.against or "")
+        for found, reference in _with_references(founds):
             if reference is not None:
                 verdict = compare(found.cells, reference.cells).verdict
                 counted.setdefault((found.curve.label, reference.curve.label), Counter())[verdict] += 1
@@ -135,8 +145,7 @@ def summary(results: Results) -> list[str]:
 def page(name: str, experiment: Experiment, budget: Budget, results: Results, lacking: Sequence[str]) -> str:
     """The report in Markdown; `lacking` are the curves that have not been run."""
     cells = [cell for founds in results.values() for found in founds for cell in (*found.cells, *found.tried)]
-    devices = sorted({cell.about["device"] for cell in cells})
-    commits = sorted({str(cell.about["commit"])[:7] for cell in cells})
+    devices, commits = origin(cells)
     parts = [
         f"# {experiment.title}",
         f"{experiment.source}.",
@@ -157,6 +166,6 @@ def page(name: str, experiment: Experiment, budget: Budget, results: Results, la
         "the logarithm of the batch loss. Ratio: of the losses; better or worse when its logarithm is beyond two "
         "standard errors. Cost: the time of a training step over that of the other's. Seconds: of CPU time in training "
         "steps, on one thread (on a GPU: of wall-clock time); a search is with one seed.",
-        f"Computed on {', '.join(devices)}, one thread a run, at {', '.join(commits)}.",
+        f"Computed on {devices}, one thread a run, at {commits}.",
     ]
     return "\n\n".join(parts) + "\n"

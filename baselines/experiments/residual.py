@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from baselines.config import Config
 from baselines.experiments.apo import PAPER, lambdas, task
-from baselines.experiments.base import Budget, Curve, Experiment, Panels
+from baselines.experiments.base import Budget, Curve, Experiment, Panels, seeds_of
 
 FIVE: Final = {"decay_factor": 0.2, "decay_at": (0.3, 0.6, 0.9)}  # of 200 epochs: 60, 120, 180
 GRID: Final = (0.1, 0.01, 0.001)  # of fixed learning rates
@@ -19,11 +19,6 @@ def fields(budget: Budget, steps: int = 500, **of_full: Any) -> dict[str, Any]:
         return {"batch_size": 128, "augment": True, "log_every": 100, **of_full}
     own = task(budget, **STAND_IN | {"steps": steps, "batch_size": 128, "augment": True})
     return own if budget == "smoke" else own | {"eval_every": steps // 4}
-
-
-def seeds(budget: Budget) -> int:
-    """How many the winners get."""
-    return 1 if budget == "smoke" else 3
 
 
 def own_lambda(budget: Budget, optimizer: str, of_paper: float) -> tuple[Mapping[str, Any], ...]:
@@ -54,12 +49,12 @@ def curves(
         fsd: The paper's λ.
     """
     own: dict[str, Any] = {"optimizer": optimizer, **task}
-    by_hand: dict[str, Any] = {"against": "APO", "seeds": seeds(budget)}
+    by_hand: dict[str, Any] = {"against": "APO", "seeds": seeds_of(budget)}
     tuned = Config(method="apo", meta="paper", lr=start, **own)
     return [
         *(Curve(f"fixed, {lr:g}", Config(method="fixed", lr=lr, **own), **by_hand) for lr in fixed),
         Curve("schedule by hand", Config(method="step", lr=peak, **own, **decay), **by_hand),
-        Curve("APO", tuned, options=own_lambda(budget, optimizer, fsd), seeds=seeds(budget)),
+        Curve("APO", tuned, options=own_lambda(budget, optimizer, fsd), seeds=seeds_of(budget)),
     ]
 
 
@@ -99,7 +94,7 @@ def kfac(budget: Budget) -> Panels:
     both = Config(optimizer="kfac", method="apo", meta="paper", tune=("lr", "damping"), **of_task)
     options = own_lambda(budget, "kfac", 1e-2)
     label = "APO, learning rate and damping"
-    return {"K-FAC": [*found, Curve(label, both, options=options, against="APO", seeds=seeds(budget))]}
+    return {"K-FAC": [*found, Curve(label, both, options=options, against="APO", seeds=seeds_of(budget))]}
 
 
 def without_decay(budget: Budget) -> Panels:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from baselines.experiments.apo import PAPER
 from baselines.experiments.base import Budget
 from baselines.fingerprint import ROOT
 
@@ -44,17 +45,15 @@ _ROSENBROCK: Final = ("examples/rosenbrock.py",)
 _SMOKE_ROSENBROCK: Final = ("--steps", "20", "--every", "10", "--lrs", "1e-3", "--fixed-lrs", "1e-3")
 _SMOKE_TABLE: Final = ("--steps", "6", "--sweep-steps", "8", "--horizons", "1,3", "--dimension", "8", "--runs", "3")
 SCRIPTS: Final[Mapping[str, Script]] = {
-    "apo-fig1": Script(
-        "Amortized Proximal Optimization, Fig. 1a and b, 9 and 10", "rosenbrock", _ROSENBROCK, _SMOKE_ROSENBROCK
-    ),
+    "apo-fig1": Script(f"{PAPER}, Fig. 1a and b, 9 and 10", "rosenbrock", _ROSENBROCK, _SMOKE_ROSENBROCK),
     "apo-fig1c": Script(
-        "Amortized Proximal Optimization, Fig. 1c and d",
+        f"{PAPER}, Fig. 1c and d",
         "ill_conditioned_regression",
         ("examples/ill_conditioned_regression.py",),
         ("--horizons", "20", "--every", "10", "--fixed-lrs", "1e-3"),
     ),
     "apo-table2": Script(
-        "Amortized Proximal Optimization, App. F: Table 2, Fig. 12 and 13",
+        f"{PAPER}, App. F: Table 2, Fig. 12 and 13",
         "short_horizon",
         ("-m", "baselines", "short-horizon"),
         (*_SMOKE_TABLE, "--conditions", "10", "--noises", "1"),
