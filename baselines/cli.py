@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.comparators.tuned import BY, RELATIVE
-from baselines.config import META, Config
+from baselines.config import CLIP_BY, META, Config
 from baselines.data import LOADERS
 from baselines.experiments import BUDGETS, EXPERIMENTS
 from baselines.experiments.scripts import SCRIPTS
@@ -88,6 +88,8 @@ def _add_config(train: argparse.ArgumentParser, several: bool = False) -> None:
     lr = "initial learning rate (default: 0.001; 1, a factor, for the methods that estimate it)"
     option(method, "--lr", lr, type=float)
     option(method, "--weight-decay", "weight decay (default: that of torch.optim)", type=float)
+    option(method, "--clip", "shorten longer gradients to this norm", type=float, metavar="NORM")
+    option(method, "--clip-by", "whose norm that is", choices=CLIP_BY)
     option(method, "--damping", "of --optimizer kfac: damping (default: that of apo.kfac)", type=float)
     option(method, "--eps", "of --optimizer adahessian: epsilon (default: 1e-4)", type=float)
     option(method, "--rule", "use apo's own update rule where torch.optim has the optimizer too", action="store_true")

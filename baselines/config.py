@@ -8,12 +8,13 @@ from typing import Any, Final
 
 from baselines.comparators.schedules import STABLE
 from baselines.comparators.tuned import BY, RELATIVE
-from baselines.data import LOADERS
+from baselines.data import LOADERS, TEXTS
 from baselines.methods import METHODS
 from baselines.models import MODELS
 from baselines.optimizers import OPTIMIZERS
 
 META: Final = ("newton", "paper")
+CLIP_BY: Final = ("global", "parameter")
 DEFAULT_EPOCHS: Final = 10
 DEFAULT_EPOCHS_DIGITS: Final = 60
 
@@ -41,6 +42,8 @@ class Config:
         lr: initial learning rate, in parameter units per gradient unit (for schedules: the peak). None: 1e-3, and 1 for
             the methods that estimate the learning rate, where it is a factor on the estimate.
         weight_decay: None: the default (0.01 for adamw, else 0); quasi-adam and sdlbfgs have none.
+        clip: gradients that are longer than this norm are shortened to it; None: they are not.
+        clip_by: global or parameter, whose norm that is.
         damping: of kfac; None: its default.
         eps: of adahessian; None: its default.
         rule: use apo's own update rule where `torch.optim` has the optimizer too.
@@ -84,6 +87,8 @@ class Config:
     method: str = "apo"
     lr: float = None  # type: ignore[assignment]  # filled in from the method's entry
     weight_decay: float | None = None
+    clip: float | None = None
+    clip_by: str = "global"
     damping: float | None = None
     eps: float | None = None
     rule: bool = False
@@ -116,6 +121,7 @@ class Config:
             ("method", tuple(METHODS)),
             ("meta", META),
             ("by", BY),
+            ("clip_by", CLIP_BY),
             ("relative", tuple(RELATIVE)),
         ):
             _require(getattr(self, name) in choices, name, getattr(self, name), f"one of {', '.join(choices)}")
@@ -124,6 +130,7 @@ class Config:
         for name in ("examples", "epochs", "steps", "batch_size", "every", "eval_every", "log_every", "perturb_every"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")
+        _require(self.clip is None or 0 < self.clip < math.inf, "clip", self.clip, "finite and above 0")
         for name in ("lr", "weight_decay", "damping", "eps", "meta_lr", "fsd", "wsd"):
             value = getattr(self, name)
             _require(value is None or (math.isfinite(value) and value >= 0), name, value, "finite and at least 0")
@@ -137,6 +144,14 @@ class Config:
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"epochs={self.epochs} and steps={self.steps} both set the length of the run; give one")
         self.refuse_ignored(f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default)
+        reads = "text" if self.data in TEXTS else "images"
+        if MODELS[self.model].reads != reads:
+            readers = ", ".join(name for name, model in MODELS.items() if model.reads == reads)
+            raise ValueError(f"{self.data} is {reads}, which the {self.model} does not read; use --model {readers}")
+        if self.clip is not None and OPTIMIZERS[self.optimizer].evaluates_itself:
+            raise ValueError(f"clip={self.clip!r}: {self.optimizer} takes its own gradients; leave out --clip")
+        if self.clip_by != "global" and self.clip is None:
+            raise ValueError(f"clip_by={self.clip_by!r} has no effect without --clip; give both")
         if self.optimizer == "kfac" and MODELS[self.model].reconstructs:
             raise ValueError(
                 f"kfac takes a model's outputs for the logits of classes, which the {self.model}'s are not; "
@@ -187,6 +202,8 @@ class Config:
                     f"{name}={value!r} is an option of {', '.join(owners)}, and {self.optimizer} has none; leave out "
                     f"--{name.replace('_', '-')}"
                 )
+            if name in ("label_noise", "augment") and self.data in TEXTS:
+                raise ValueError(f"{name}={value!r} is for images, and {self.data} is text; leave it out")
             if name == "label_noise" and MODELS[self.model].reconstructs:
                 raise ValueError(f"{name}={value!r} has no effect: the {self.model} learns no labels; leave it out")
             if name == "augment" and MODELS[self.model].reconstructs:

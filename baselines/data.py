@@ -1,11 +1,12 @@
-"""Image classification data sets, read from files that are already on the machine.
+"""Data sets, read from files that are already on the machine: images to classify, and texts to continue.
 
-`digits` comes with scikit-learn and is always there. The others are read from where Debian's package or torchvision
-puts them, or from `data_dir`; nothing is downloaded, and no data set stands in for another under its name.
-Inputs are standardised per channel by the training set's mean and deviation, or left as pixels in [0, 1].
+`digits` comes with scikit-learn, and `python-topics` with Python. The others are read from where Debian's package or
+torchvision puts them, or from `data_dir`; nothing is downloaded, and no data set stands in for another under its name.
+Images are standardised per channel by the training set's mean and deviation, or left as pixels in [0, 1].
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from baselines.formats import Bytes, read_cifar, read_idx, read_svhn
+from baselines.texts import CLASSES, python_topics, read_text, windows
 
-STAND_IN = "With no data at hand, `--data digits` (8x8 digits, bundled with scikit-learn) always works."
+DIGITS: Final = "With no data at hand, `--data digits` (8x8 digits, bundled with scikit-learn) always works."
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 # The first ten training labels. MNIST and Fashion-MNIST have the same file names and sizes: this tells them apart.
 FIRST_LABELS: Final = {"mnist": [5, 0, 4, 1, 9, 2, 1, 3, 1, 4], "fashion-mnist": [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]}
@@ -27,10 +29,10 @@ class Data(NamedTuple):
     """A task.
 
     Attributes:
-        train_inputs: images, float32 [N, C, H, W].
-        train_targets: classes, int64 [N]; for an autoencoder the inputs.
-        test_inputs: images, float32 [M, C, H, W].
-        test_targets: classes, int64 [M]; for an autoencoder the inputs.
+        train_inputs: images, float32 [N, C, H, W]; of a text classes of characters, int64 [N, T].
+        train_targets: classes, int64 [N]; of a text the next characters, [N, T]; for an autoencoder the inputs.
+        test_inputs: likewise, M of them.
+        test_targets: likewise.
         classes: how many classes there are.
     """
 
@@ -61,7 +63,7 @@ class Data(NamedTuple):
         )
 
 
-def _locate(name: str, folders: Sequence[Path], files: Sequence[str], hint: str) -> list[Path]:
+def _locate(name: str, folders: Sequence[Path], files: Sequence[str], hint: str, stand_in: str = DIGITS) -> list[Path]:
     """The paths of `files` in the first folder that has them all, each plain or with `.gz` behind its name."""
     for folder in folders:
         found = [path for file in files for path in (folder / file, folder / f"{file}.gz") if path.is_file()]
@@ -70,15 +72,19 @@ def _locate(name: str, folders: Sequence[Path], files: Sequence[str], hint: str)
             return [names[file] for file in files]
     looked = "\n".join(f"  {folder}" for folder in folders)
     needed = f"Needed: {', '.join(files)}"
-    raise FileNotFoundError(f"{name} is not on this machine.\n{needed}\nLooked in:\n{looked}\n{hint}\n{STAND_IN}")
+    raise FileNotFoundError(f"{name} is not on this machine.\n{needed}\nLooked in:\n{looked}\n{hint}\n{stand_in}")
+
+
+def _bundled(name: str, package: str, data_dir: Path | None) -> None:
+    if data_dir is not None:
+        raise ValueError(f"{name} comes with {package} and takes no data directory, got {data_dir}; drop --data-dir")
 
 
 def _digits(data_dir: Path | None) -> Arrays:
     """scikit-learn's bundled 8x8 digits: every fifth image is a test image (so both parts have all the writers)."""
     from sklearn.datasets import load_digits
 
-    if data_dir is not None:
-        raise ValueError(f"digits comes with scikit-learn and takes no data directory, got {data_dir}; drop --data-dir")
+    _bundled("digits", "scikit-learn", data_dir)
     images, labels = load_digits(return_X_y=True)
     images, labels = images.reshape(-1, 1, 8, 8).astype(np.uint8), labels.astype(np.uint8)
     test = np.arange(len(labels)) % 5 == 4
@@ -126,52 +132,11 @@ def _svhn(data_dir: Path | None) -> Arrays:
     return *read_svhn(paths[0]), *read_svhn(paths[1])
 
 
-LOADERS: Final[dict[str, tuple[Callable[[Path | None], Arrays], int]]] = {
-    "digits": (_digits, 10),
-    "fashion-mnist": (
-        _idx(
-            "fashion-mnist",
-            "FashionMNIST",
-            [DEBIAN_FASHION_MNIST],
-            "On Debian and Ubuntu `apt-get install dataset-fashion-mnist` installs it; elsewhere pass the folder of "
-            "the four IDX files (gzipped or not), or torchvision's data folder, as --data-dir.",
-        ),
-        10,
-    ),
-    "mnist": (
-        _idx(
-            "mnist", "MNIST", [], "Pass the folder of its four IDX files, or torchvision's data folder, as --data-dir."
-        ),
-        10,
-    ),
-    "cifar10": (
-        _cifar("cifar10", "cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "test_batch", "labels"),
-        10,
-    ),
-    "cifar100": (_cifar("cifar100", "cifar-100-python", ["train"], "test", "fine_labels"), 100),
-    "svhn": (_svhn, 10),
-}
-
-
-def load(name: str, data_dir: str | Path | None = None, *, standardise: bool = True) -> Data:
-    """Read a data set from this machine.
-
-    Args:
-        name: a key of `LOADERS`: digits, fashion-mnist, mnist, cifar10, cifar100 or svhn.
-        data_dir: where its files are; without it, the usual places (`./data` and Debian's folder) are tried.
-        standardise: scale inputs to mean 0 and deviation 1 per channel; otherwise to [0, 1], by the brightest pixel.
-
-    Returns:
-        The task of classifying them.
-
-    Raises:
-        ValueError: an unknown name, or a file that is damaged or of another kind.
-        FileNotFoundError: the files are not there; the message says what to put where.
-    """
-    if name not in LOADERS:
-        raise ValueError(f"unknown data set {name!r}; choose one of {', '.join(LOADERS)}")
-    read, classes = LOADERS[name]
-    train_images, train_labels, test_images, test_labels = read(None if data_dir is None else Path(data_dir))
+def _images(
+    read: Callable[[Path | None], Arrays], classes: int, name: str, data_dir: Path | None, standardise: bool
+) -> Data:
+    """Images, checked and scaled: to mean 0 and deviation 1 per channel, or to [0, 1]."""
+    train_images, train_labels, test_images, test_labels = read(data_dir)
     for part, images, labels in (("training", train_images, train_labels), ("test", test_images, test_labels)):
         if len(images) != len(labels) or len(labels) == 0:
             raise ValueError(f"{name}: {len(images)} {part} images and {len(labels)} labels; the numbers must match")
@@ -193,6 +158,80 @@ def load(name: str, data_dir: str | Path | None = None, *, standardise: bool = T
         torch.tensor(test_labels, dtype=torch.int64),
         classes,
     )
+
+
+def _text(read: Callable[[Path | None], tuple[str, str]], name: str, data_dir: Path | None, standardise: bool) -> Data:
+    """A text for training and one for testing, as windows of characters."""
+    train, test = read(data_dir)
+    return Data(*windows(train), *windows(test), CLASSES)
+
+
+def _topics(data_dir: Path | None) -> tuple[str, str]:
+    _bundled("python-topics", "Python", data_dir)
+    return python_topics()
+
+
+def _files(data_dir: Path | None) -> tuple[str, str]:
+    base = Path("data") if data_dir is None else data_dir
+    hint = "Put two texts in UTF-8 there, one to train on and one to test on, or pass their folder as --data-dir."
+    stand_in = "With none at hand, `--data python-topics` (Python's own help, bundled with it) always works."
+    train, test = _locate("text", [base / "text", base], ["train.txt", "test.txt"], hint, stand_in)
+    return read_text(train), read_text(test)
+
+
+Loader = Callable[[str, Path | None, bool], Data]  # from the name, the folder, and whether to standardise
+
+LOADERS: Final[dict[str, Loader]] = {
+    "digits": partial(_images, _digits, 10),
+    "fashion-mnist": partial(
+        _images,
+        _idx(
+            "fashion-mnist",
+            "FashionMNIST",
+            [DEBIAN_FASHION_MNIST],
+            "On Debian and Ubuntu `apt-get install dataset-fashion-mnist` installs it; elsewhere pass the folder of "
+            "the four IDX files (gzipped or not), or torchvision's data folder, as --data-dir.",
+        ),
+        10,
+    ),
+    "mnist": partial(
+        _images,
+        _idx(
+            "mnist", "MNIST", [], "Pass the folder of its four IDX files, or torchvision's data folder, as --data-dir."
+        ),
+        10,
+    ),
+    "cifar10": partial(
+        _images,
+        _cifar("cifar10", "cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "test_batch", "labels"),
+        10,
+    ),
+    "cifar100": partial(_images, _cifar("cifar100", "cifar-100-python", ["train"], "test", "fine_labels"), 100),
+    "svhn": partial(_images, _svhn, 10),
+    "python-topics": partial(_text, _topics),
+    "text": partial(_text, _files),
+}
+TEXTS: Final = ("python-topics", "text")
+
+
+def load(name: str, data_dir: str | Path | None = None, *, standardise: bool = True) -> Data:
+    """Read a data set from this machine.
+
+    Args:
+        name: a key of `LOADERS`: digits, fashion-mnist, mnist, cifar10, cifar100, svhn, python-topics or text.
+        data_dir: where its files are; without it, the usual places (`./data` and Debian's folder) are tried.
+        standardise: scale images to mean 0 and deviation 1 per channel; otherwise to [0, 1], by the brightest pixel.
+
+    Returns:
+        The task of classifying them, or of predicting the next character.
+
+    Raises:
+        ValueError: an unknown name, or a file that is damaged or of another kind.
+        FileNotFoundError: the files are not there; the message says what to put where.
+    """
+    if name not in LOADERS:
+        raise ValueError(f"unknown data set {name!r}; choose one of {', '.join(LOADERS)}")
+    return LOADERS[name](name, None if data_dir is None else Path(data_dir), standardise)
 
 
 def with_label_noise(data: Data, fraction: float, seed: int = 0) -> Data:

@@ -44,6 +44,7 @@ class _Chosen(NamedTuple):
     meta: str
     uses_rule: bool
     augment: bool
+    clip: float | None
 
 
 class _WithoutWhatIsOff(ast.NodeTransformer):

@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from math import prod
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Shape = tuple[int, int, int]  # channels, height, width
+from baselines.language_models import LSTM, Transformer, sequence_cross_entropy
+
+Shape = tuple[int, ...]  # of one input: channels, height, width; of text, its length
 
 
 def mlp(shape: Shape, classes: int, hidden: Sequence[int] | None = None) -> nn.Sequential:
@@ -216,6 +218,43 @@ def resnet(
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
+def lstm(shape: Shape, classes: int, hidden: Sequence[int] | None = None, *, embedding: int, width: int) -> nn.Module:
+    """A language model of two LSTM layers. Classes [B, T] -> logits of the next ones [B, T, classes].
+
+    Args:
+        shape: of one input, (T,).
+        classes: number of characters.
+        hidden: not an option of this model.
+        embedding: width of the characters' embedding.
+        width: of each layer.
+
+    Raises:
+        ValueError: `hidden` given.
+    """
+    _no_widths("lstm", hidden)
+    return LSTM(classes, embedding, width)
+
+
+def transformer(
+    shape: Shape, classes: int, hidden: Sequence[int] | None = None, *, width: int, layers: int, heads: int
+) -> nn.Module:
+    """A Transformer as language model. Classes [B, T] -> logits of the next ones [B, T, classes].
+
+    Args:
+        shape: of one input, (T,).
+        classes: number of characters.
+        hidden: not an option of this model.
+        width: of the embedding and the layers; four times it inside a layer.
+        layers: how many.
+        heads: of each layer's attention.
+
+    Raises:
+        ValueError: `hidden` given.
+    """
+    _no_widths("transformer", hidden)
+    return Transformer(shape[0], classes, width, layers, heads)
+
+
 def _no_widths(name: str, hidden: Sequence[int] | None) -> None:
     if hidden is not None:
         raise ValueError(
@@ -230,12 +269,16 @@ class Model(NamedTuple):
         build: from the shape of an input, the number of classes and the hidden widths (None: the default).
         loss: of outputs and targets, as in `torch.nn.functional`: a mean over all targets, or their sum.
         reconstructs: whether the targets are the inputs, as pixels in [0, 1], instead of classes.
+        reads: what its inputs are.
     """
 
     build: Callable[[Shape, int, Sequence[int] | None], nn.Module]
     loss: Callable[..., Tensor] = F.cross_entropy
     reconstructs: bool = False
+    reads: Literal["images", "text"] = "images"
 
+
+_LANGUAGE: Final = partial(Model, loss=sequence_cross_entropy, reads="text")
 
 MODELS: Final[dict[str, Model]] = {
     "mlp": Model(mlp),
@@ -247,4 +290,8 @@ MODELS: Final[dict[str, Model]] = {
     "resnet18": Model(partial(resnet, blocks=(2, 2, 2, 2), width=64)),
     "resnet34": Model(partial(resnet, blocks=(3, 4, 6, 3), width=64)),
     "autoencoder": Model(autoencoder, F.mse_loss, reconstructs=True),
+    "lstm": _LANGUAGE(partial(lstm, embedding=64, width=128)),
+    "lstm-2048": _LANGUAGE(partial(lstm, embedding=300, width=2048)),
+    "transformer": _LANGUAGE(partial(transformer, width=64, layers=2, heads=4)),
+    "transformer-base": _LANGUAGE(partial(transformer, width=512, layers=6, heads=8)),
 }

@@ -57,7 +57,7 @@ def load_task(config: Config) -> Data:
         )
     if reconstructs:
         return data._replace(train_targets=data.train_inputs, test_targets=data.test_inputs)
-    return with_label_noise(data, config.label_noise)
+    return with_label_noise(data, config.label_noise) if config.label_noise > 0 else data
 
 
 class Order:
@@ -98,8 +98,8 @@ def evaluate(
     """Mean loss and accuracy in eval mode, without a graph.
 
     Args:
-        model: [B, C, H, W] -> logits [B, classes], or outputs in the shape of the targets.
-        data: inputs [N, C, H, W] and targets, classes [N] or numbers [N, ...].
+        model: inputs -> logits [B, ..., classes], or outputs in the shape of the targets.
+        data: inputs [N, ...] and targets, classes [N, ...] or numbers [N, ...].
         loss: of outputs and targets, as in `torch.nn.functional`.
         batch_size: examples at once; it bounds the memory.
 
@@ -118,10 +118,10 @@ def evaluate(
                 outputs = model(x)
                 total += loss(outputs, y, reduction="sum").double()
                 if classes:
-                    right += (outputs.argmax(1) == y).sum()
+                    right += (outputs.argmax(-1) == y).sum()
     finally:
         model.train(training)
-    return total.item() / targets.numel(), right.item() / len(targets) if classes else None
+    return total.item() / targets.numel(), right.item() / targets.numel() if classes else None
 
 
 class Run:
@@ -144,8 +144,9 @@ class Run:
         self.steps_per_epoch = math.ceil(examples / config.batch_size)
         self.eval_every = config.eval_every or self.steps_per_epoch
         torch.manual_seed(config.seed)
-        build, self.loss, _ = MODELS[config.model]
-        self.model = build((shape[0], shape[1], shape[2]), self.data.classes, config.hidden)
+        entry = MODELS[config.model]
+        self.loss = entry.loss
+        self.model = entry.build(tuple(shape), self.data.classes, config.hidden)
         self.model.to(self.device).train()
         self.method = METHODS[config.method].make(self.model, config)
         if config.augment:

@@ -13,7 +13,7 @@ from baselines.models import MODELS
 if TYPE_CHECKING:
     from baselines.config import Config
 
-Batch = tuple[Tensor, Tensor]  # inputs [B, C, H, W], targets [B] (of an autoencoder: as the inputs)
+Batch = tuple[Tensor, Tensor]  # inputs [B, C, H, W], targets [B] (of an autoencoder: as the inputs); texts: [B, T] both
 
 
 class Method(ABC):
@@ -40,7 +40,7 @@ class Method(ABC):
         """Take one training step.
 
         Args:
-            batch: inputs [B, C, H, W] and targets.
+            batch: inputs and targets.
             progress: the fraction of the run that lies behind, in [0, 1).
 
         Returns:
@@ -73,6 +73,8 @@ class OptimizerMethod(Method):
         self.optimizer.zero_grad()
         loss = self.loss(self.model(batch[0]), batch[1])
         loss.backward()
+        if self.config.clip:
+            clip(self.model, self.config)
         return loss.detach()
 
     def step(self, batch: Batch, progress: float) -> Tensor:
@@ -88,6 +90,14 @@ class OptimizerMethod(Method):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the optimizer's state."""
         self.optimizer.load_state_dict(state)
+
+
+def clip(model: nn.Module, config: "Config") -> None:
+    """Shorten the gradients to a norm of `config.clip`: each parameter's own, or that of all together."""
+    assert config.clip is not None
+    parameters = list(model.parameters())
+    for together in [parameters] if config.clip_by == "global" else [[parameter] for parameter in parameters]:
+        nn.utils.clip_grad_norm_(together, config.clip)
 
 
 def batch_normalises(model: nn.Module) -> bool:

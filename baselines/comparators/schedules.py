@@ -139,6 +139,11 @@ def cosine(progress: float, config: "Config") -> float:
     return (1 + math.cos(math.pi * _after_warmup(progress, config))) / 2
 
 
+def inverse_sqrt(progress: float, config: "Config") -> float:
+    """1 / √(the fraction done over the warmup) after the warmup (Vaswani et al. 2017, §5.3); constant without one."""
+    return math.sqrt(config.warmup / progress) if progress > config.warmup > 0 else 1.0
+
+
 def wsd(progress: float, config: "Config") -> float:
     """Warm, stable, decay: 1, then along a line to 0 over the last 30% of the run."""
     return min(1.0, (1 - progress) / (1 - STABLE))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import apo
-from baselines.comparators.contract import Batch, Method
+from baselines.comparators.contract import Batch, Method, clip
 from baselines.comparators.schedules import Schedule, constant, cosine, linear, wsd
 from baselines.optimizers import make_base
 
@@ -55,6 +55,8 @@ class Apo(Method):
         self.optimizer.zero_grad()
         loss = self.loss(self.model(batch[0]), batch[1])
         loss.backward()
+        if self.config.clip:
+            clip(self.model, self.config)
         self.optimizer.step(batch=batch, other=self.previous)
         self.previous = batch if self.config.fsd > 0 else None
         return loss.detach()

@@ -109,6 +109,7 @@ class Experiment(NamedTuple):
         departs: What is different here at each budget: the data set, the length, the sizes.
         rows: What the figure shows of a run, from top to bottom: the name of a curve, and its label.
         along: What the curves of the figure are drawn over.
+        test: What the table gives of the test set; the perplexity is the exponential of its loss.
     """
 
     source: str
@@ -117,6 +118,7 @@ class Experiment(NamedTuple):
     departs: Mapping[Budget, str]
     rows: Mapping[str, str] = ROWS
     along: Literal["step", "seconds"] = "step"
+    test: Literal["accuracy", "loss", "perplexity"] = "accuracy"
 
     def plans(self, budget: Budget) -> dict[tuple[str, str], Plan[Found]]:
         """The plan of every curve, by panel and label."""

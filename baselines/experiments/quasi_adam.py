@@ -91,6 +91,7 @@ EXPERIMENTS: Final[dict[str, Experiment]] = {
         panels(1e-2, (256,), {"data": "mnist", "model": "autoencoder"}, CONVOLUTIONS),
         departs(AUTOENCODER, INSTEAD),
         rows=RECONSTRUCTION,
+        test="loss",
     ),
     "quasi-adam-exp5": Experiment(
         f"{PAPER}, Experiment V (Fig. 5)",
@@ -98,5 +99,6 @@ EXPERIMENTS: Final[dict[str, Experiment]] = {
         panels(1e-3, (256,), CONVOLUTIONS, CONVOLUTIONS),
         departs(AUTOENCODER, ""),
         rows=RECONSTRUCTION,
+        test="loss",
     ),
 }

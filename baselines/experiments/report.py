@@ -22,7 +22,7 @@ HEAD: Final = (
     "training loss",
     "spread",
     "log-loss area",
-    "test accuracy",
+    "test {}",
     "against",
     "ratio",
     "verdict",
@@ -37,10 +37,25 @@ def _number(value: float) -> str:
     return number(value if math.isfinite(value) else None)
 
 
-def _row(found: Found, reference: Found | None) -> list[str]:
+def _test(cells: Sequence[Cell], measure: str) -> str:
+    """What the runs come to on the test set, the mean over seeds; empty where it was not measured."""
+    name = "test_accuracy" if measure == "accuracy" else "test_loss"
+    values = [cell.outcome[name] for cell in cells]
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    if measure == "accuracy":
+        return f"{100 * fmean(known):.1f}"
+    return _number(fmean(_exp(value) for value in known) if measure == "perplexity" else fmean(known))
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+def _row(found: Found, reference: Found | None, measure: str) -> list[str]:
     cells = found.cells
     loss, scores = mean_loss(cells), [score(cell) for cell in cells]
-    accuracies = [cell.outcome["test_accuracy"] for cell in cells if cell.outcome["test_accuracy"] is not None]
     comparison = compare(cells, reference.cells) if reference else None
     ended = math.isfinite(loss)
     bound = "≤ " if loss <= FLOOR * (1 + 1e-9) else ""  # all seeds are at the floor
@@ -50,7 +65,7 @@ def _row(found: Found, reference: Found | None) -> list[str]:
         f"{bound}{_number(loss)}" if ended else "diverged",
         f"×{math.exp(max(scores) - min(scores)):.2f}" if ended and len(scores) > 1 else "",
         _number(fmean(cell.area for cell in cells)),
-        f"{100 * fmean(accuracies):.1f}" if accuracies else "",
+        _test(cells, measure),
         reference.curve.label if reference else "",
         _number(comparison.ratio) if comparison else "",
         comparison.verdict if comparison else "",
@@ -73,10 +88,10 @@ def origin(cells: Iterable[Cell]) -> tuple[str, str]:
     return ", ".join(sorted(devices)), ", ".join(sorted(commits))
 
 
-def table(founds: Sequence[Found]) -> str:
-    """One panel as a table in Markdown."""
-    lines = [f"| {' | '.join(HEAD)} |", "| --- | --- |" + " ---: |" * (len(HEAD) - 2)]
-    lines += [f"| {' | '.join(_row(*pair))} |" for pair in _with_references(founds)]
+def table(founds: Sequence[Found], measure: str = "accuracy") -> str:
+    """One panel as a table in Markdown; `measure` is what it gives of the test set."""
+    lines = [f"| {' | '.join(HEAD).format(measure)} |", "| --- | --- |" + " ---: |" * (len(HEAD) - 2)]
+    lines += [f"| {' | '.join(_row(*pair, measure))} |" for pair in _with_references(founds)]
     return "\n".join(lines)
 
 
@@ -117,6 +132,7 @@ def numbers(results: Results) -> dict[str, Any]:
                 "won": found.setting,
                 "train_loss": [cell.loss for cell in found.cells],
                 "test_accuracy": [cell.outcome["test_accuracy"] for cell in found.cells],
+                "test_loss": [cell.outcome["test_loss"] for cell in found.cells],
                 "area": [cell.area for cell in found.cells],
                 "seconds": [cell.outcome["seconds"] for cell in found.cells],
                 "search_seconds": found.search_seconds,
@@ -157,7 +173,7 @@ def page(name: str, experiment: Experiment, budget: Budget, results: Results, la
     if lines := summary(results):
         parts += ["By the verdicts of the panels below:", "\n".join(lines)]
     for panel, founds in results.items():
-        parts += [f"## {panel}", table(founds)]
+        parts += [f"## {panel}", table(founds, experiment.test)]
     seeds = max(len(found.cells) for founds in results.values() for found in founds)
     parts += [
         "![Losses, accuracies and learning rates](figure.png)",
