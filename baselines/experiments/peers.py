@@ -94,5 +94,5 @@ EXPERIMENTS: Final[dict[str, Experiment]] = {
     "peers-mlp-wide": _experiment(
         "the paper's MLP (784-1000-1000-10, Fashion-MNIST)", data="fashion-mnist", steps=6000
     ),
-    "peers-cnn": _experiment("the paper's CNN (Fashion-MNIST)", data="fashion-mnist", model="cnn", steps=3000),
+    "peers-cnn": _experiment("the paper's CNN (Fashion-MNIST)", data="fashion-mnist", model="cnn", steps=1500),
 }
