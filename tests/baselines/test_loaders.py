@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.io import savemat
 
-from baselines.data import FIRST_LABELS, LOADERS, load, with_label_noise
+from baselines.data import FIRST_LABELS, LOADERS, TEXTS, load, with_label_noise
 from baselines.formats import read_cifar, read_idx, read_svhn
 from tests.baselines.files import idx, write_idx_set
 
@@ -147,7 +147,7 @@ def test_svhn_loads_and_writes_zero_as_zero(tmp_path: Path) -> None:
         load("svhn", tmp_path)
 
 
-@pytest.mark.parametrize("name", [name for name in LOADERS if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in LOADERS if name not in ("digits", *TEXTS)])
 def test_absent_data_says_what_to_put_where(tmp_path: Path, name: str) -> None:
     with pytest.raises(FileNotFoundError, match=f"(?s){name} is not on this machine.*Needed.*{tmp_path}.*digits"):
         load(name, tmp_path)

@@ -154,6 +154,9 @@ def test_schedules_set_the_learning_rate_they_name() -> None:
     assert lrs(method="fixed", warmup=0.25) == pytest.approx(ramp + [0.1] * 6)
     assert lrs(method="linear", warmup=0.25) == pytest.approx(ramp + [0.1 * (1 - step / 6) for step in range(6)])
     assert lrs(method="wsd", warmup=0.25) == pytest.approx(ramp + lrs(method="wsd")[2:])
+    root = [0.1 / math.sqrt(step / 2) for step in range(2, 8)]
+    assert lrs(method="inverse-sqrt", warmup=0.25) == pytest.approx(ramp + root)
+    assert lrs(method="inverse-sqrt") == [0.1] * 8
     expected = [0.1] * 4 + [0.02] * 2 + [0.004] * 2
     assert lrs(method="step", decay_factor=0.2) == pytest.approx(expected)
     assert lrs(method="step", decay_factor=0.2, decay_at=(0.25,)) == pytest.approx([0.1] * 2 + [0.02] * 6)
