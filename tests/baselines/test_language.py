@@ -179,8 +179,7 @@ SHORT = TOPICS._replace(
         {"clip": 1.0, "clip_by": "parameter"},
         {"method": "apo", "fsd": 0.01, "clip": 1.0},
         {"method": "apo", "optimizer": "apollo", "meta": "paper"},
-        {"method": "apo", "optimizer": "kfac", "lr": 1e-3, "fsd": 1.0},
-        {"optimizer": "adahessian", "lr": 0.1},
+        {"optimizer": "adahessian", "lr": 0.01},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
