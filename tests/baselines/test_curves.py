@@ -19,7 +19,7 @@ def cell(config: Config) -> Cell:
     """Loss 0.1 × (1 + the distance to lr 0.01), and 1 ms a step, of adam 3 ms; of seed 1 a tenth more loss."""
     loss = 0.1 * (1.0 + abs(math.log(config.lr / 0.01))) * (1.1 if config.seed == 1 else 1.0)
     seconds = 0.001 * (config.steps or 0) * (3.0 if config.optimizer == "adam" else 1.0)
-    outcome = {"train_loss": loss, "test_accuracy": 0.9, "seconds": seconds}
+    outcome = {"train_loss": loss, "test_loss": 2.0 * loss, "test_accuracy": 0.9, "seconds": seconds}
     curves = {"step": [0, 100], "loss": [None, loss], "lr": [config.lr] * 2}
     return Cell(config, "", True, config.steps or 0, 1, outcome, curves, {"wall": 1.0, "time": 0})
 
@@ -61,7 +61,10 @@ def test_a_table_compares_within_a_panel() -> None:
     assert columns["training loss"] == ("0.105", "0.588", "diverged")
     assert columns["ratio"] == ("", "5.61", "-") and columns["verdict"] == ("", "worse", "worse")
     assert columns["cost"] == ("", "3", "3")
-    assert columns["spread"][:2] == ("×1.10", "×1.10")
+    assert columns["spread"][:2] == ("×1.10", "×1.10") and columns["test accuracy"][0] == "90.0"
+    for measure, shown in (("loss", 0.21), ("perplexity", (math.exp(0.2) + math.exp(0.22)) / 2)):
+        head, _, first = table([good], measure).splitlines()
+        assert dict(zip(head.split(" | "), first.split(" | "), strict=True))[f"test {measure}"] == f"{shown:.3g}"
     assert summary({"one": [good, bad], "two": [good, lost]}) == [
         "- **bad** against good: worse in 1",
         "- **lost** against good: worse in 1",
