@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import socket
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,7 +24,15 @@ SETTINGS: Final = {
     "OMP_NUM_THREADS": "1",
 }
 STORE_BYTES: Final = 80_000_000  # of shared memory: what passes between processes here is small
+KNOCK_SECONDS: Final = 10.0
 LEFT_OUT: Final = (".git", ".venv", "runs", "results", "docs", "tests", "tutorials")  # of what a cluster gets
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody listens at HOST:PORT, which Ray takes minutes to find out."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
 
 @contextmanager
@@ -33,6 +42,9 @@ def session(workers: int | None = None, address: str | None = None) -> Iterator[
     Args:
         workers: Processes that compute at once, of one thread each; None: one a core. Of a cluster, all it has.
         address: Of a cluster; None: this machine.
+
+    Raises:
+        ValueError: No cluster answers.
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with mock.patch.dict(os.environ, SETTINGS | {"PYTHONPATH": path}), warnings.catch_warnings():
@@ -44,7 +56,14 @@ def session(workers: int | None = None, address: str | None = None) -> Iterator[
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if address is not None:
-            ray.init(address, runtime_env={"working_dir": str(ROOT), "excludes": list(LEFT_OUT)}, **quiet)
+            try:
+                _knock(address)
+                ray.init(address, runtime_env={"working_dir": str(ROOT), "excludes": list(LEFT_OUT)}, **quiet)
+            except OSError as error:
+                raise ValueError(
+                    f"no Ray cluster answers at {address} ({error}); `ray start --head` starts one and prints its "
+                    "address, and every machine needs the same RAY_AUTH_MODE"
+                ) from error
             try:
                 yield
             finally:
