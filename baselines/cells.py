@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from baselines.config import Config
+from baselines.data import content
 from baselines.fingerprint import ROOT, fingerprint
 from baselines.run import Run, cost_clock, pick_device
 from baselines.storage import load_checkpoint, provenance, save_checkpoint, write_text
@@ -30,11 +31,11 @@ CHECKPOINT_SECONDS: Final = 120.0
 DIGITS: Final = 5
 
 
-def identity(config: Config) -> dict[str, Any]:
-    """What decides the outcome of a run, the code apart: the values that are not the defaults, and the device."""
+def identity(config: Config, text: str | None) -> dict[str, Any]:
+    """What decides the outcome of a run, the code apart: the values that are not the defaults, the device, a text."""
     values = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
     values.pop("data_dir", None)
-    return values | {"device": pick_device(config.device).type}
+    return values | {"device": pick_device(config.device).type} | ({} if text is None else {"text": text})
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -65,8 +66,8 @@ class Cell:
             number was not finite.
         curves: By name, and "step": the mean batch loss since the last row, the learning rate, and where it was
             measured the test set's loss and accuracy; None between. What else is tuned follows by its name.
-        about: Device, threads, versions and commit; the time when it ended, the seconds that it took in all, and what
-            it warned of.
+        about: Device, threads, versions and commit; of a text, its digest; the time when it ended, the seconds that it
+            took in all, and what it warned of.
     """
 
     config: Config
@@ -142,7 +143,7 @@ class Store:
         """The cell of a configuration, or None."""
         cell = self._cells.get(name(config))
         if cell is None and self.older:
-            same = self._by_config.get(_digest(identity(config)), [])
+            same = self._by_config.get(_digest(identity(config, content(config.data, config.data_dir))), [])
             return max(same, key=lambda each: each.about["time"], default=None)
         return cell
 
@@ -150,18 +151,20 @@ class Store:
         """Store a cell: whole or not at all, whatever happens meanwhile."""
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_round(cell.to_json()), separators=(",", ":"), allow_nan=False) + "\n"
-        path = self.folder / f"{name(cell.config, cell.code)}.json"
+        own = identity(cell.config, cell.about.get("text")) | {"code": cell.code}
+        path = self.folder / f"{_digest(own)}.json"
         write_text(text, path)
         self._keep(path.stem, Cell.from_json(json.loads(text)))
 
     def _keep(self, key: str, cell: Cell) -> None:
         self._cells[key] = cell
-        self._by_config.setdefault(_digest(identity(cell.config)), []).append(cell)
+        self._by_config.setdefault(_digest(identity(cell.config, cell.about.get("text"))), []).append(cell)
 
 
 def name(config: Config, code: str | None = None) -> str:
-    """The name of a configuration's cell under some code; None: the present one."""
-    return _digest(identity(config) | {"code": fingerprint(config) if code is None else code})
+    """The name of a configuration's cell, on the text that is there, under some code; None: the present one."""
+    own = identity(config, content(config.data, config.data_dir))
+    return _digest(own | {"code": fingerprint(config) if code is None else code})
 
 
 class Trained(NamedTuple):
@@ -183,7 +186,8 @@ def compute(config: Config, scratch: Path | None = None) -> Cell:
             checkpoints. A population has none, and begins anew.
     """
     torch.set_num_threads(1)
-    code, folder = fingerprint(config), None if scratch is None else scratch / name(config)
+    code, text = fingerprint(config), content(config.data, config.data_dir)
+    folder = None if scratch is None else scratch / name(config)
     started = time.monotonic()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("default")
@@ -199,6 +203,7 @@ def compute(config: Config, scratch: Path | None = None) -> Cell:
         **trained._asdict(),
         about={
             **provenance(pick_device(config.device)),
+            **({} if text is None else {"text": text}),
             "time": int(time.time()),
             "wall": time.monotonic() - started,
             "warnings": sorted({str(warning.message) for warning in warned}),

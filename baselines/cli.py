@@ -89,7 +89,7 @@ def _add_config(train: argparse.ArgumentParser, several: bool = False) -> None:
     option(method, "--lr", lr, type=float)
     option(method, "--weight-decay", "weight decay (default: that of torch.optim)", type=float)
     option(method, "--clip", "shorten longer gradients to this norm", type=float, metavar="NORM")
-    option(method, "--clip-by", "whose norm that is", choices=CLIP_BY)
+    option(method, "--clip-by", "the norm of all gradients together, or of each parameter's own", choices=CLIP_BY)
     option(method, "--damping", "of --optimizer kfac: damping (default: that of apo.kfac)", type=float)
     option(method, "--eps", "of --optimizer adahessian: epsilon (default: 1e-4)", type=float)
     option(method, "--rule", "use apo's own update rule where torch.optim has the optimizer too", action="store_true")

@@ -147,7 +147,13 @@ class Config:
         reads = "text" if self.data in TEXTS else "images"
         if MODELS[self.model].reads != reads:
             readers = ", ".join(name for name, model in MODELS.items() if model.reads == reads)
-            raise ValueError(f"{self.data} is {reads}, which the {self.model} does not read; use --model {readers}")
+            own = ", ".join(name for name in LOADERS if (name in TEXTS) == (reads == "images"))
+            raise ValueError(
+                f"the {self.model} reads {MODELS[self.model].reads}, and {self.data} has {reads}; use --data {own}, or "
+                f"--model {readers}"
+            )
+        if self.method == "inverse-sqrt" and self.warmup == 0:
+            raise ValueError("--method inverse-sqrt decays in units of the warmup; give --warmup too")
         if self.clip is not None and OPTIMIZERS[self.optimizer].evaluates_itself:
             raise ValueError(f"clip={self.clip!r}: {self.optimizer} takes its own gradients; leave out --clip")
         if self.clip_by != "global" and self.clip is None:

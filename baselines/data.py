@@ -6,7 +6,7 @@ Images are standardised per channel by the training set's mean and deviation, or
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from baselines.formats import Bytes, read_cifar, read_idx, read_svhn
-from baselines.texts import CLASSES, python_topics, read_text, windows
+from baselines.texts import CLASSES, digest, python_topics, read_text, windows
 
 DIGITS: Final = "With no data at hand, `--data digits` (8x8 digits, bundled with scikit-learn) always works."
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -29,8 +29,8 @@ class Data(NamedTuple):
     """A task.
 
     Attributes:
-        train_inputs: images, float32 [N, C, H, W]; of a text classes of characters, int64 [N, T].
-        train_targets: classes, int64 [N]; of a text the next characters, [N, T]; for an autoencoder the inputs.
+        train_inputs: images, float32 [N, C, H, W]; for text, classes of characters, int64 [N, T].
+        train_targets: classes, int64 [N]; for text, the next characters, [N, T]; for an autoencoder the inputs.
         test_inputs: likewise, M of them.
         test_targets: likewise.
         classes: how many classes there are.
@@ -75,7 +75,8 @@ def _locate(name: str, folders: Sequence[Path], files: Sequence[str], hint: str,
     raise FileNotFoundError(f"{name} is not on this machine.\n{needed}\nLooked in:\n{looked}\n{hint}\n{stand_in}")
 
 
-def _bundled(name: str, package: str, data_dir: Path | None) -> None:
+def _refuse_folder(name: str, package: str, data_dir: Path | None) -> None:
+    """Raise if a folder is given for data that comes with a package."""
     if data_dir is not None:
         raise ValueError(f"{name} comes with {package} and takes no data directory, got {data_dir}; drop --data-dir")
 
@@ -84,7 +85,7 @@ def _digits(data_dir: Path | None) -> Arrays:
     """scikit-learn's bundled 8x8 digits: every fifth image is a test image (so both parts have all the writers)."""
     from sklearn.datasets import load_digits
 
-    _bundled("digits", "scikit-learn", data_dir)
+    _refuse_folder("digits", "scikit-learn", data_dir)
     images, labels = load_digits(return_X_y=True)
     images, labels = images.reshape(-1, 1, 8, 8).astype(np.uint8), labels.astype(np.uint8)
     test = np.arange(len(labels)) % 5 == 4
@@ -163,11 +164,13 @@ def _images(
 def _text(read: Callable[[Path | None], tuple[str, str]], name: str, data_dir: Path | None, standardise: bool) -> Data:
     """A text for training and one for testing, as windows of characters."""
     train, test = read(data_dir)
-    return Data(*windows(train), *windows(test), CLASSES)
+    return Data(
+        *windows(train, f"{name}: the text to train on"), *windows(test, f"{name}: the text to test on"), CLASSES
+    )
 
 
 def _topics(data_dir: Path | None) -> tuple[str, str]:
-    _bundled("python-topics", "Python", data_dir)
+    _refuse_folder("python-topics", "Python", data_dir)
     return python_topics()
 
 
@@ -211,7 +214,18 @@ LOADERS: Final[dict[str, Loader]] = {
     "python-topics": partial(_text, _topics),
     "text": partial(_text, _files),
 }
-TEXTS: Final = ("python-topics", "text")
+TEXTS: Final = {"python-topics": _topics, "text": _files}
+
+
+@cache
+def content(name: str, data_dir: str | None) -> str | None:
+    """A digest of a text, as another one may have the same name; "absent" where it is not; of images None."""
+    if name not in TEXTS:
+        return None
+    try:
+        return digest(*TEXTS[name](None if data_dir is None else Path(data_dir)))
+    except FileNotFoundError:
+        return "absent"
 
 
 def load(name: str, data_dir: str | Path | None = None, *, standardise: bool = True) -> Data:

@@ -43,7 +43,8 @@ class LSTM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T] -> [B, T, classes]."""
-        hidden, _ = self.layers(self.drop(self.embedding(x)))
+        with torch.backends.cudnn.flags(enabled=False):  # whose LSTM cannot be differentiated twice
+            hidden, _ = self.layers(self.drop(self.embedding(x)))
         logits: Tensor = self.head(self.drop(hidden))
         return logits
 
@@ -69,12 +70,12 @@ class Attention(nn.Module):
         queries, keys, values = split
         later = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
         scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
-        weights = F.dropout(scores.masked_fill(later, -math.inf).softmax(-1), DROPOUT, self.training)
+        weights = scores.masked_fill(later, -math.inf).softmax(-1)
         merged: Tensor = self.merge((weights @ values).transpose(1, 2).flatten(2))
         return merged
 
 
-class Layer(nn.Module):
+class TransformerLayer(nn.Module):
     """Attention and a network of one hidden layer, each added to its input and normalised after it.
 
     Args:
@@ -107,6 +108,8 @@ def positions(length: int, width: int) -> Tensor:
 class Transformer(nn.Module):
     """A language model in the way of the decoder of Vaswani et al. 2017, which the Apollo paper takes (App. C.3).
 
+    The embedding is neither scaled nor shared with the last layer.
+
     Args:
         length: of the sequences, at most.
         classes: number of characters.
@@ -120,7 +123,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(classes, width)
         self.register_buffer("places", positions(length, width), persistent=False)
         self.drop = nn.Dropout(DROPOUT)
-        self.layers = nn.Sequential(*(Layer(width, heads, 4 * width) for _ in range(layers)))
+        self.layers = nn.Sequential(*(TransformerLayer(width, heads, 4 * width) for _ in range(layers)))
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:

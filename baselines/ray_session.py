@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 from unittest import mock
+from urllib.parse import urlsplit
 
 from baselines.fingerprint import ROOT
 
@@ -29,10 +30,16 @@ LEFT_OUT: Final = (".git", ".venv", "runs", "results", "docs", "tests", "tutoria
 
 
 def _knock(address: str) -> None:
-    """Raise OSError if nobody listens at HOST:PORT, which Ray takes minutes to find out."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+    """Raise ValueError if nobody listens at HOST:PORT, which Ray takes minutes to find out."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    if parts.hostname is None or parts.port is None:
+        return  # "auto", and other names that Ray knows
+    try:
+        socket.create_connection((parts.hostname, parts.port), timeout=KNOCK_SECONDS).close()
+    except OSError as error:
+        raise ValueError(
+            f"no Ray cluster answers at {address} ({error}); `ray start --head` starts one and prints its address"
+        ) from error
 
 
 @contextmanager
@@ -56,13 +63,13 @@ def session(workers: int | None = None, address: str | None = None) -> Iterator[
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if address is not None:
+            _knock(address)
             try:
-                _knock(address)
                 ray.init(address, runtime_env={"working_dir": str(ROOT), "excludes": list(LEFT_OUT)}, **quiet)
-            except OSError as error:
+            except (ConnectionError, ray.exceptions.AuthenticationError) as error:
                 raise ValueError(
-                    f"no Ray cluster answers at {address} ({error}); `ray start --head` starts one and prints its "
-                    "address, and every machine needs the same RAY_AUTH_MODE"
+                    f"what listens at {address} is no Ray cluster, or refuses us ({error}); every machine needs the "
+                    "same RAY_AUTH_MODE, and the same token where it asks for one"
                 ) from error
             try:
                 yield

@@ -67,6 +67,9 @@ def open_run(asked: dict[str, Any], folder: Path | None, resume: bool, overwrite
     if resume:
         state = load_checkpoint(folder)
         run = Run(_same_config(state["config"], asked))
+        before, now = len(state["order"]["permutation"]), len(run.data.train_targets)
+        if before != now:
+            raise ValueError(f"the run to resume had {before} training examples, and there are {now} now")
         run.load_state_dict(state)
         return run, folder
     if (folder / CHECKPOINT).exists() and not overwrite:
@@ -167,7 +170,19 @@ def train(
 
 def _title(config: Config) -> str:
     """One line that names a run."""
-    shown = ("label_noise", "weight_decay", "damping", "eps", "meta_lr", "warmup", "fsd", "wsd", "meta")
+    shown = (
+        "label_noise",
+        "weight_decay",
+        "clip",
+        "clip_by",
+        "damping",
+        "eps",
+        "meta_lr",
+        "warmup",
+        "fsd",
+        "wsd",
+        "meta",
+    )
     changed = [
         f"{field.name.replace('_', ' ')} {getattr(config, field.name)}"
         for field in dataclasses.fields(config)

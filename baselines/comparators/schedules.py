@@ -140,8 +140,8 @@ def cosine(progress: float, config: "Config") -> float:
 
 
 def inverse_sqrt(progress: float, config: "Config") -> float:
-    """1 / √(the fraction done over the warmup) after the warmup (Vaswani et al. 2017, §5.3); constant without one."""
-    return math.sqrt(config.warmup / progress) if progress > config.warmup > 0 else 1.0
+    """1 / √(the fraction done over the warmup) after the warmup (Vaswani et al. 2017, §5.3)."""
+    return math.sqrt(config.warmup / max(progress, config.warmup))
 
 
 def wsd(progress: float, config: "Config") -> float:

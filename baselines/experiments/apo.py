@@ -70,8 +70,8 @@ def comparison(short: int | None = None, short_kfac: int | None = None, **of_ful
     def panels(budget: Budget) -> Panels:
         made: Panels = {}
         for optimizer in ("rmsprop", "kfac") if budget == "smoke" else tuple(NAMES):
-            fewer = (short_kfac if optimizer == "kfac" else None) or short
-            fields = task(budget, **of_full | ({"steps": fewer} if fewer and budget == "short" else {}))
+            fewer = short_kfac if short_kfac and optimizer == "kfac" else short
+            fields = task(budget, **of_full if budget == "full" or not fewer else {**of_full, "steps": fewer})
             made[NAMES[optimizer]] = hand_and_apo(optimizer, fields, seeds_of(budget))
         return made
 

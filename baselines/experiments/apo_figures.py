@@ -18,9 +18,9 @@ MLP: Final[Mapping[Budget, str]] = {
 CNN: Final[Mapping[Budget, str]] = {
     "smoke": SMOKE,
     "short": "The paper's data set and CNN (two 5x5 convolutions of 16 and 32 filters, one linear layer), 2 epochs "
-    "(1,200 steps), batches of 100. Beside the paper's method `apo.Newton`, this library's default, with λ = 1.",
-    "full": "The paper's data set and CNN, 50 epochs (it does not say how many), batches of 100. Beside the paper's "
-    "method `apo.Newton`, this library's default, with λ = 1.",
+    "(1,200 steps), batches of 100. `apo.Newton`, this library's default, stands beside the paper's method.",
+    "full": "The paper's data set and CNN, 50 epochs (it does not say how many), batches of 100. "
+    "`apo.Newton`, this library's default, stands beside the paper's method.",
 }
 LAYERS: Final = {f"lr/{place}": f"learning rate, layer {layer}" for layer, place in enumerate((1, 3, 5), 1)}
 
@@ -38,11 +38,6 @@ def mlp(panel: str, curves: Callable[..., list[Curve]]) -> Callable[[Budget], Pa
 def tuned(optimizer: str, lr: float, fields: Mapping[str, Any], **more: Any) -> Config:
     """A configuration of the paper's method."""
     return Config(**{"optimizer": optimizer, "method": "apo", "meta": "paper", "lr": lr, **fields, **more})
-
-
-def by_newton(optimizer: str, lr: float, fields: Mapping[str, Any], **more: Any) -> Config:
-    """A configuration of this library's default, `apo.Newton`."""
-    return Config(**{"optimizer": optimizer, "method": "apo", "lr": lr, **fields, **more})
 
 
 def fixed(optimizer: str, lr: float, fields: Mapping[str, Any], **more: Any) -> Config:
@@ -96,17 +91,17 @@ def _fig7d(budget: Budget) -> Panels:
     seeds = seeds_of(budget)
     grid = ({"fsd": 1.0}, {"fsd": 1e-2})
 
-    def kfac(label: str, method: Callable[..., Config], **more: Any) -> Curve:
-        config, options = method("kfac", 1e-3, fields, damping=1e-3, **more), () if method is by_newton else grid
-        return Curve(label, config, options=options, against="K-FAC", seeds=seeds)
+    def kfac(label: str, **more: Any) -> Curve:
+        config = tuned("kfac", 1e-3, fields, damping=1e-3, **more)
+        return Curve(label, config, options=grid, against="K-FAC", seeds=seeds)
 
     return {
         "the CNN": [
             Curve("K-FAC", fixed("kfac", 1e-3, fields, damping=1e-3), walk="lr", seeds=seeds),
-            kfac("K-FAC-APO, η", tuned),
-            kfac("K-FAC-APO, η and damping", tuned, tune=("lr", "damping")),
-            kfac("APO by Newton, η", by_newton, fsd=1.0),
-            kfac("APO by Newton, η and damping", by_newton, fsd=1.0, tune=("lr", "damping")),
+            kfac("K-FAC-APO, η"),
+            kfac("K-FAC-APO, η and damping", tune=("lr", "damping")),
+            kfac("APO by Newton, η", meta="newton"),
+            kfac("APO by Newton, η and damping", meta="newton", tune=("lr", "damping")),
             Curve("RMSprop", fixed("rmsprop", 1e-3, fields), walk="lr", against="K-FAC", seeds=seeds),
             Curve(
                 "RMSprop-APO",

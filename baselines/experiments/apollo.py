@@ -142,7 +142,8 @@ FULL: Final = f"The paper's setting, with three seeds instead of five and withou
 
 BESIDE: Final = (
     "Beside it the CNN and the MLP of the APO paper, 200 steps of 100 images of Fashion-MNIST, and the small language "
-    "models of `apollo-lm`, 100 steps of 64 windows. Memory and ImageNet are left out."
+    "models of `apollo-lm`, 100 steps of 64 windows. Learning rates are those of Table 1 throughout: only the costs "
+    "mean something here, and no loss. Memory and ImageNet are left out."
 )
 
 

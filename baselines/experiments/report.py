@@ -22,7 +22,7 @@ HEAD: Final = (
     "training loss",
     "spread",
     "log-loss area",
-    "test {}",
+    "test",
     "against",
     "ratio",
     "verdict",
@@ -38,19 +38,14 @@ def _number(value: float) -> str:
 
 
 def _test(cells: Sequence[Cell], measure: str) -> str:
-    """What the runs come to on the test set, the mean over seeds; empty where it was not measured."""
+    """What the runs come to on the test set, the mean over seeds; empty where one diverged or was not measured."""
     name = "test_accuracy" if measure == "accuracy" else "test_loss"
-    values = [cell.outcome[name] for cell in cells]
-    known = [value for value in values if value is not None]
-    if not known:
+    known = [value for cell in cells if (value := cell.outcome[name]) is not None]
+    if len(known) < len(cells) or not all(cell.finished for cell in cells):
         return ""
     if measure == "accuracy":
         return f"{100 * fmean(known):.1f}"
-    return _number(fmean(_exp(value) for value in known) if measure == "perplexity" else fmean(known))
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+    return _number(fmean(map(math.exp, known)) if measure == "perplexity" else fmean(known))
 
 
 def _row(found: Found, reference: Found | None, measure: str) -> list[str]:
@@ -90,7 +85,8 @@ def origin(cells: Iterable[Cell]) -> tuple[str, str]:
 
 def table(founds: Sequence[Found], measure: str = "accuracy") -> str:
     """One panel as a table in Markdown; `measure` is what it gives of the test set."""
-    lines = [f"| {' | '.join(HEAD).format(measure)} |", "| --- | --- |" + " ---: |" * (len(HEAD) - 2)]
+    head = [f"test {measure}" if name == "test" else name for name in HEAD]
+    lines = [f"| {' | '.join(head)} |", "| --- | --- |" + " ---: |" * (len(HEAD) - 2)]
     lines += [f"| {' | '.join(_row(*pair, measure))} |" for pair in _with_references(founds)]
     return "\n".join(lines)
 
@@ -174,14 +170,16 @@ def page(name: str, experiment: Experiment, budget: Budget, results: Results, la
         parts += ["By the verdicts of the panels below:", "\n".join(lines)]
     for panel, founds in results.items():
         parts += [f"## {panel}", table(founds, experiment.test)]
+    perplexity = experiment.test == "perplexity"
     seeds = max(len(found.cells) for founds in results.values() for found in founds)
     parts += [
-        "![Losses, accuracies and learning rates](figure.png)",
+        f"![{', '.join(experiment.rows.values())}](figure.png)",
         f"Loss: on the whole training set in eval mode at the end, the geometric mean over up to {seeds} seeds; losses "
         f"under {FLOOR:g} count as {FLOOR:g}. Spread: the largest over the smallest. Area: the mean over the run of "
         "the logarithm of the batch loss. Ratio: of the losses; better or worse when its logarithm is beyond two "
         "standard errors. Cost: the time of a training step over that of the other's. Seconds: of CPU time in training "
-        "steps, on one thread (on a GPU: of wall-clock time); a search is with one seed.",
+        "steps, on one thread (on a GPU: of wall-clock time); a search is with one seed."
+        + (" Perplexity: the exponential of the test loss, the mean over seeds." if perplexity else ""),
         f"Computed on {devices}, one thread a run, at {commits}.",
     ]
     return "\n\n".join(parts) + "\n"

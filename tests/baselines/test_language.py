@@ -1,6 +1,7 @@
 """Language models: texts as windows of characters, models that see no later character, gradients that are clipped."""
 
 import copy
+import dataclasses
 import gzip
 import math
 from pathlib import Path
@@ -10,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from baselines.cells import Store, compute
+from baselines.cli import main
 from baselines.config import Config
 from baselines.data import TEXTS, load
 from baselines.language_models import LSTM, Attention, Transformer, positions, sequence_cross_entropy
 from baselines.models import MODELS
 from baselines.run import Run
-from baselines.texts import CLASSES, WINDOW, encode, windows
+from baselines.texts import CLASSES, WINDOW, encode, read_text, windows
 
 TOPICS = load("python-topics")
 LANGUAGE = [name for name, model in MODELS.items() if model.reads == "text"]
@@ -24,27 +27,25 @@ each_model = pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
 
 
 def test_every_character_has_a_class() -> None:
-    assert encode("\n ~a").tolist() == [0, 1, 95, 66]
-    assert set(encode("\x00\t\x7f°“🙂").tolist()) == {96} and CLASSES == 97
-    assert len(encode("🙂°")) == 2
+    assert encode("\n\t ~a").tolist() == [0, 1, 2, 96, 67]
+    assert set(encode("\x00\r\x7f\x80°“🙂").tolist()) == {97} and CLASSES == 98
+    assert len(encode("🙂°")) == 2 and len(set(encode("".join(map(chr, range(32, 127)))).tolist())) == 95
 
 
 def test_windows_are_the_text_and_the_text_one_further_on() -> None:
     text = "".join(chr(32 + place % 90) for place in range(3 * WINDOW))
-    inputs, targets = windows(text)
+    inputs, targets = windows(text, "it")
     assert inputs.shape == targets.shape == (2, WINDOW)  # the third lacks the character after its last
-    assert torch.equal(inputs.flatten(), encode(text)[: 2 * WINDOW])
-    assert torch.equal(targets.flatten(), encode(text)[1 : 2 * WINDOW + 1])
-    assert windows(text + "!")[0].shape == (3, WINDOW)
-    with pytest.raises(ValueError, match="a text of 64 characters is too short: one window takes 65"):
-        windows(text[:WINDOW])
+    assert torch.equal(inputs.flatten(), encode(text)[: 2 * WINDOW].long())
+    assert torch.equal(targets.flatten(), encode(text)[1 : 2 * WINDOW + 1].long())
+    assert windows(text + "!", "it")[0].shape == (3, WINDOW)
 
 
 def test_pythons_topics_are_english_and_the_same_each_time() -> None:
     assert TOPICS.classes == CLASSES and TOPICS.train_inputs.dtype == TOPICS.train_targets.dtype == torch.int64
     characters = TOPICS.train_inputs.numel()
     assert characters > 300_000 and 0.09 < TOPICS.test_inputs.numel() / (characters + TOPICS.test_inputs.numel()) < 0.11
-    assert (TOPICS.train_inputs == CLASSES - 1).float().mean() < 3e-3  # hardly anything but ASCII
+    assert (TOPICS.train_inputs == CLASSES - 1).float().mean() < 3e-3
     again = load("python-topics")
     assert all(torch.equal(one, two) for one, two in zip(TOPICS[:4], again[:4], strict=True))
     with pytest.raises(ValueError, match=r"python-topics comes with Python .* drop --data-dir"):
@@ -55,11 +56,11 @@ def test_pythons_topics_are_english_and_the_same_each_time() -> None:
 def test_texts_of_ones_own_are_read(tmp_path: Path, below: str) -> None:
     folder = tmp_path / below
     folder.mkdir(exist_ok=True)
-    (folder / "train.txt").write_text("für immer\n" * 50, encoding="utf-8")
+    (folder / "train.txt").write_text("für immer und ewig\n" * 30, encoding="utf-8")
     (folder / "test.txt.gz").write_bytes(gzip.compress(b"0123456789" * 20))
     data = load("text", tmp_path)
-    assert data.train_inputs.shape == (7, WINDOW) and data.train_inputs[0, :10].tolist() == [
-        *encode("f").tolist(), 96, *encode("r immer\n").tolist()
+    assert data.train_inputs.shape == (8, WINDOW) and data.train_inputs[0, :19].tolist() == [
+        *encode("f").tolist(), 97, *encode("r immer und ewig\n").tolist()
     ]  # fmt: skip
     assert data.test_inputs.shape == (3, WINDOW) and data.test_targets[0, 0] == encode("1")
 
@@ -74,6 +75,47 @@ def test_texts_that_cannot_be_read_say_why(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_bytes(gzip.compress(b"a" * 100)[:-9])
     with pytest.raises(ValueError, match=r"train.txt is a damaged or truncated gzip file"):
         load("text", tmp_path)
+    (tmp_path / "train.txt").write_text("a" * WINDOW)
+    with pytest.raises(ValueError, match="text: the text to train on has 64 characters, and one window takes 65; use"):
+        load("text", tmp_path)
+    (tmp_path / "train.txt").write_text("Взвейтесь кострами, " * 10, encoding="utf-8")
+    with pytest.raises(ValueError, match="train on: 85% of the characters are not ASCII, and the models see no diff"):
+        load("text", tmp_path)
+
+
+def test_the_marks_of_windows_are_not_part_of_a_text(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
+    assert read_text(tmp_path / "text.txt") == "one\ntwo"
+
+
+def test_another_text_of_the_same_name_makes_another_cell(tmp_path: Path) -> None:
+    configs = []
+    for letter in "ab":
+        folder = tmp_path / letter
+        folder.mkdir()
+        for part in ("train", "test"):
+            (folder / f"{part}.txt").write_text(letter * 200)
+        config = configuration(data="text", data_dir=str(folder), examples=None, steps=1, eval_every=1)
+        configs.append(config)
+    store = Store(tmp_path / "cells", older=True)
+    store.put(compute(configs[0]))
+    assert store.get(configs[0]) is not None and store.get(configs[1]) is None
+    assert store.get(dataclasses.replace(configs[0], data_dir=str(tmp_path))) is None  # no text, no cell
+    store.put(compute(configs[1]))
+    again = Store(tmp_path / "cells")
+    first, second = (again.get(config) for config in configs)
+    assert first is not None and second is not None and first.loss != second.loss
+
+
+def test_a_run_is_not_resumed_on_another_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.txt").write_text("text " * 100)
+    task = ["--data", "text", "--data-dir", str(tmp_path), "--model", "lstm", "--steps", "2", "--log-every", "1"]
+    where = ["--out", str(tmp_path / "run")]
+    assert main(["train", *task, *where]) == 0
+    (tmp_path / "train.txt").write_text("text " * 200)
+    assert main(["train", "--resume", *where]) == 2
+    assert "the run to resume had 7 training examples, and there are 15 now" in capsys.readouterr().err
 
 
 @each_model
@@ -228,8 +270,15 @@ def test_clipped_gradients_are_no_longer_than_the_norm(clip_by: str, method: str
 
 
 REFUSED = {
-    "a model of images": ({"model": "mlp"}, "python-topics is text, which the mlp does not read; use --model lstm"),
-    "a model of texts": ({"data": "digits"}, "digits is images, which the lstm does not read; use --model mlp, cnn"),
+    "a model of images": (
+        {"model": "mlp"},
+        "the mlp reads images, and python-topics has text; use --data digits, fash",
+    ),
+    "a model of texts": (
+        {"data": "digits"},
+        "the lstm reads text, and digits has images; use --data python-topics, text, or --model mlp, cnn",
+    ),
+    "no warmup": ({"method": "inverse-sqrt"}, "inverse-sqrt decays in units of the warmup; give --warmup too"),
     "noise": ({"label_noise": 0.1}, "label_noise=0.1 is for images, and python-topics is text; leave it out"),
     "augment": ({"augment": True}, "augment=True is for images"),
     "clip, a closure": ({"clip": 1.0, "optimizer": "adahessian"}, "adahessian takes its own gradients"),

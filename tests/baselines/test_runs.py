@@ -103,11 +103,12 @@ def test_every_optimizer_trains(optimizer: str) -> None:
 @pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if "kfac" in entry.optimizers])
 @pytest.mark.parametrize(("optimizer", "lr"), [("apollo", 0.3), ("quasi-adam", 3e-3), ("kfac", 3e-3)])
 def test_a_rule_that_torch_lacks_trains_by_every_method(optimizer: str, lr: float, method: str) -> None:
-    config = Config(optimizer=optimizer, method=method, lr=lr, epochs=3, batch_size=50, hidden=(50,))
+    warmup = {"warmup": 0.1} if method == "inverse-sqrt" else {}
+    config = Config(optimizer=optimizer, method=method, lr=lr, epochs=3, batch_size=50, hidden=(50,), **warmup)
     run = Run(config, DIGITS)
     list(run.rows())
     assert run.outcome()["train_loss"] < 1.0
-    assert (run.history[0]["lr"] == run.history[-1]["lr"]) == (method in ("fixed", "inverse-sqrt", "pbt"))
+    assert (run.history[0]["lr"] == run.history[-1]["lr"]) == (method in ("fixed", "pbt"))  # of one member
 
 
 def test_an_option_of_the_optimizer_reaches_it() -> None:
@@ -156,7 +157,6 @@ def test_schedules_set_the_learning_rate_they_name() -> None:
     assert lrs(method="wsd", warmup=0.25) == pytest.approx(ramp + lrs(method="wsd")[2:])
     root = [0.1 / math.sqrt(step / 2) for step in range(2, 8)]
     assert lrs(method="inverse-sqrt", warmup=0.25) == pytest.approx(ramp + root)
-    assert lrs(method="inverse-sqrt") == [0.1] * 8
     expected = [0.1] * 4 + [0.02] * 2 + [0.004] * 2
     assert lrs(method="step", decay_factor=0.2) == pytest.approx(expected)
     assert lrs(method="step", decay_factor=0.2, decay_at=(0.25,)) == pytest.approx([0.1] * 2 + [0.02] * 6)
