@@ -3,6 +3,7 @@
 PYTHON ?= python3
 DATA ?= digits
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -10,7 +11,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints
 WHEEL_TEST := build/wheel-test
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types format notebooks docs docs-serve wheel-test
+.PHONY: help setup demo test lint types format bench notebooks docs docs-serve wheel-test
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -41,12 +42,15 @@ lint: $(READY)  ## Check the code with ruff, and its format
 	$(BIN)/ruff format --check
 
 types: $(READY)  ## Check the types with mypy
-	$(BIN)/mypy $(wildcard apo baselines docs/site)
+	$(BIN)/mypy $(wildcard apo baselines benchmarks docs/site)
 
 format: $(READY)  ## Format the code, apply ruff's safe fixes, and follow the lines that docs/concepts.md quotes
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 	$(BIN)/python -m tests.concepts
+
+bench: $(READY)  ## Measure what a training step costs, beside the peers; BENCH_ARGS='mlp --rounds 3' narrows it
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 notebooks: $(READY)  ## Run the tutorials and store them as notebooks with their outputs (about 10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tutorials/execute.py

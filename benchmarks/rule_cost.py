@@ -46,7 +46,9 @@ def iteration(model: nn.Module, optimizer: torch.optim.Optimizer, create_graph: 
     return run
 
 
-def of_rule(make: Callable[[nn.Module], apo.Rule], fsd: float = 0.0, *tune: str) -> Callable[[nn.Module], Iteration]:
+def of_rule(
+    make: Callable[[nn.Module], apo.Rule[Any, Any]], fsd: float = 0.0, *tune: str
+) -> Callable[[nn.Module], Iteration]:
     """One iteration of an update rule under `apo.APO`, with what is named tuned."""
 
     def build(model: nn.Module) -> Iteration:
@@ -117,7 +119,7 @@ def measure(rounds: int, block: int, batch_size: int, data: str) -> dict[str, li
         batches = [(task.train_inputs[r], task.train_targets[r]) for r in rows]
         for name in names[number % len(names) :] + names[: number % len(names)]:
             torch.manual_seed(0)
-            run = ITERATIONS[name](cnn(shape, task.classes))  # type: ignore[arg-type]
+            run = ITERATIONS[name](cnn(shape, task.classes))
             for batch in batches[:UNTIMED]:
                 run(batch)
             start = time.perf_counter()

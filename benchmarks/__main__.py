@@ -1,0 +1,73 @@
+"""`python -m benchmarks`: measure, and write the report."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from baselines.run import pick_device
+from baselines.storage import provenance
+from benchmarks.contestants import BARE, CONTESTANTS, Contestant
+from benchmarks.memory import Peak
+from benchmarks.report import Outcome, write
+from benchmarks.tasks import LARGE, TASKS, Task
+from benchmarks.timing import measure, summary
+
+CYCLES: Final = 2  # of meta-steps, over which the peak is taken
+
+
+def peak(task: Task, contestant: Contestant, device: torch.device) -> int:
+    """The most bytes at once, from before the model is made until its second meta-step is done."""
+    batches = task.batches(1, 0, device)
+    with Peak(device) as found:
+        step = contestant.make(task.build().to(device), task)
+        for _ in range(1 + (CYCLES - 1) * contestant.every):
+            step(batches[0])
+    return found.bytes
+
+
+def run(task: Task, names: Sequence[str], rounds: int, device: torch.device) -> Outcome:
+    """Time and memory of the contestants of these names on a task."""
+    chosen = {name: CONTESTANTS[name] for name in names}
+    seconds = measure(task, chosen, rounds, device, lambda line: print(f"{task.about}: {line}", flush=True))
+    peaks = {name: peak(task, contestant, device) for name, contestant in chosen.items()}
+    weights = sum(param.nbytes for param in task.build().parameters())
+    return Outcome(task.about, weights, summary(seconds), peaks, seconds)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what is asked for, print the tables, write the report."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    everything = {**TASKS, **LARGE}
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(everything)} (default: by device)")
+    parser.add_argument("--only", metavar="TEXT", help="contestants whose name has this in it, and bare Adam")
+    parser.add_argument("--rounds", type=int, default=9, metavar="N", help="default: 9")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), metavar="DIR")
+    options = parser.parse_args(argv)
+    if unknown := set(options.tasks) - set(everything):
+        parser.error(f"there is no task {', '.join(sorted(unknown))}; there are {', '.join(everything)}")
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds}: at least 1")
+    device = pick_device(options.device)
+    default = everything if device.type == "cuda" else TASKS
+    names = [name for name in CONTESTANTS if name == BARE or options.only is None or options.only in name]
+    if names == [BARE] and options.only is not None:
+        parser.error(f"no contestant has {options.only!r} in its name; there are {', '.join(CONTESTANTS)}")
+    # What packages say of themselves at every step would be part of the time.
+    warnings.filterwarnings("ignore")
+    outcomes = {name: run(everything[name], names, options.rounds, device) for name in options.tasks or default}
+    for name, outcome in outcomes.items():
+        print(f"\n{name}: {outcome.about}\n{outcome.table()}")
+    given = sys.argv[1:] if argv is None else argv
+    write(options.out, outcomes, provenance(device), " ".join(["python -m benchmarks", *given]), options.rounds)
+    print(f"\n{options.out / 'README.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
