@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from apo.checks import short
+from apo.packing import packs, together
 from apo.trees import compute_dtype
 from apo.types import Domain, H, Params, Rule, S
 
@@ -17,6 +19,8 @@ def elementwise(
     hypers: H,
     domains: Mapping[str, Domain],
     without_momentum: Callable[[Tensor, Tensor, S, H], Tensor] | None = None,
+    *,
+    pack: bool = False,
 ) -> Rule[S, H]:
     """Lift an update of one tensor to a `Rule` on dicts of tensors.
 
@@ -31,6 +35,8 @@ def elementwise(
         domains: The domain of every field of ``hypers``.
         without_momentum: ``without_momentum(param, grad, state, hypers) -> param`` for one tensor, if the update has
             momentum.
+        pack: Whether small tensors may be handed to the updates end to end, as one. True is right if an update treats
+            every element of a tensor on its own; it saves most of the time on models with many small tensors.
 
     Returns:
         The rule. Each field of its state is a dict keyed by parameter name.
@@ -46,10 +52,10 @@ def elementwise(
         raise ValueError(f"domains has {', '.join(domains)}, and must have the fields of hypers: {', '.join(fields)}")
     return Rule(
         partial(init_each, init),
-        partial(_step, update),
+        partial(_step, update, pack),
         hypers,
         domains,
-        partial(_without_momentum, without_momentum) if without_momentum else None,
+        partial(_without_momentum, without_momentum, pack) if without_momentum else None,
     )
 
 
@@ -84,17 +90,39 @@ def collect(params: Params, state: S, updated: Iterable[tuple[str, Tensor, S]]) 
 
 
 def _step(
-    update: Callable[[Tensor, Tensor, S, H], tuple[Tensor, S]], params: Params, grads: Params, state: S, hypers: H
+    update: Callable[[Tensor, Tensor, S, H], tuple[Tensor, S]],
+    pack: bool,
+    params: Params,
+    grads: Params,
+    state: S,
+    hypers: H,
 ) -> tuple[Params, S]:
-    sliced = slices(params, grads, state, hypers)
-    updated = ((key, *update(param, grad, old, local)) for key, param, grad, old, local in sliced)
-    return collect(params, state, updated)
+    return collect(params, state, _updated(update, pack, params, grads, state, hypers))
 
 
 def _without_momentum(
-    free: Callable[[Tensor, Tensor, S, H], Tensor], params: Params, grads: Params, state: S, hypers: H
+    free: Callable[[Tensor, Tensor, S, H], Tensor], pack: bool, params: Params, grads: Params, state: S, hypers: H
 ) -> Params:
-    sliced = slices(params, grads, state, hypers)
-    return collect(
-        params, state, ((key, free(param, grad, old, local), old) for key, param, grad, old, local in sliced)
-    )[0]
+    nothing: Any = [None for _ in state]
+
+    def update(param: Tensor, grad: Tensor, old: S, local: H) -> tuple[Tensor, S]:
+        return free(param, grad, old, local), type(state)(*nothing)
+
+    return collect(params, state, _updated(update, pack, params, grads, state, hypers))[0]
+
+
+def _updated(
+    update: Callable[[Tensor, Tensor, S, H], tuple[Tensor, S]],
+    pack: bool,
+    params: Params,
+    grads: Params,
+    state: S,
+    hypers: H,
+) -> Iterator[tuple[str, Tensor, S]]:
+    """The updates of all parameters with a gradient: name, parameter, state."""
+    for keys in packs(params, grads, state) if pack else ([key] for key in grads):
+        if len(keys) > 1:
+            yield from together(update, keys, params, grads, state, hypers)
+        else:
+            for key, param, grad, old, local in slices(params, {keys[0]: grads[keys[0]]}, state, hypers):
+                yield key, *update(param, grad, old, local)

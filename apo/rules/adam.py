@@ -125,6 +125,7 @@ def _factory(
         hypers,
         domains,
         partial(without_momentum, decay=decay, decoupled=decoupled),
+        pack=True,
     )
 
 

@@ -98,4 +98,5 @@ def rmsprop(
         partial(step, decay=weight_decay != 0.0),
         hypers,
         domains,
+        pack=True,
     )

@@ -98,6 +98,7 @@ def sgd(
         hypers,
         domains,
         partial(without_momentum, decay=decay) if momentum != 0.0 else None,
+        pack=True,
     )
 
 
