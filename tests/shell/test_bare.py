@@ -1,6 +1,6 @@
 """With nothing tuned, or tuned by nothing, training is the bare base optimizer's, bit for bit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -53,15 +53,17 @@ def unobserving(case: RuleCase) -> apo.Rule[Any, Any]:
     return case.rule()._replace(observe=None, fisher=None)
 
 
-def bare_rule(rule: apo.Rule[Any, Any], steps: int = SHORT) -> list[Any]:
+def bare_rule(rule: apo.Rule[Any, Any], steps: int = SHORT, each: Iterable[str] = ()) -> list[Any]:
+    """A run of the rule itself; the hyperparameters of ``each`` are given for every parameter, the same."""
     model = net()
     live = dict(model.named_parameters())
+    hypers = rule.hypers._replace(**{hyper: dict.fromkeys(live, getattr(rule.hypers, hyper)) for hyper in each})
     kept = [rule.init({name: p.detach() for name, p in live.items()})]
 
     def step(_: Any) -> None:
         params = {name: p.detach().clone() for name, p in live.items()}
         grads = {name: p.grad for name, p in live.items()}
-        new, kept[0] = rule.step(params, grads, kept[0], rule.hypers)
+        new, kept[0] = rule.step(params, grads, kept[0], hypers)
         with torch.no_grad():
             for name, p in live.items():
                 p.copy_(new[name])
@@ -110,7 +112,7 @@ def test_judging_a_rule_leaves_no_trace_of_itself(case: RuleCase) -> None:
     tune = {name: by for name in case.adaptable() if case.rule().domains[name].one_step}
     objective = apo.Proximal(fsd=0.3, wsd=0.1)
     run, opt = shelled(lambda _: unobserving(case), tune=tune, meta=STILL, objective=objective)
-    expected = bare_rule(unobserving(case))
+    expected = bare_rule(unobserving(case), each=tune if by == "parameter" else ())
     assert [seen[:2] for seen in run] == [seen[:2] for seen in expected]
     assert len(opt.record) == (SHORT + 2) // 3
 
