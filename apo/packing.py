@@ -15,7 +15,7 @@ from apo.types import H, Params, S
 
 SMALL = {"cpu": 2**14}
 """Elements of a tensor up to which its calls cost more than packing it, by device."""
-ELSEWHERE = 2**20
+ELSEWHERE = 2**17
 """The same on devices that take longer to start a kernel."""
 
 
