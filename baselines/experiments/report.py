@@ -101,6 +101,15 @@ def draw(axes: Axes, name: str, cell: Cell, along: str = "step", **style: Any) -
     axes.plot([at for at, _ in points], [y for _, y in points], **style)
 
 
+def _bottom(cells: Sequence[Cell]) -> float | None:
+    """Below the learning rates of all but the last twentieth of the runs: schedules that end at 0 dwarf the others."""
+    pairs = [
+        (at, lr, cell.steps) for cell in cells for at, lr in zip(cell.curves["step"], cell.curves["lr"], strict=True)
+    ]
+    kept = [lr for at, lr, steps in pairs if at and lr and at <= 0.95 * steps]
+    return 0.5 * min(kept) if kept else None
+
+
 def figure(results: Results, rows: Mapping[str, str], along: str = "step") -> Figure:
     """What a run shows in rows, over steps or seconds, the panels in columns; the first seed of every winner."""
     picture = Figure(figsize=(4.6 * len(results), 3.2 * len(rows)), layout="constrained", dpi=90)
@@ -113,6 +122,8 @@ def figure(results: Results, rows: Mapping[str, str], along: str = "step") -> Fi
                 draw(axes, name, found.cells[0], along, label=found.curve.label, **style)
             if name != "test_accuracy":
                 axes.set_yscale("log")
+            if name == "lr":
+                axes.set_ylim(bottom=_bottom([found.cells[0] for found in founds]))
             tidy(axes, along, label if place == 0 else "")
         grid[0, place].set_title(panel, color=INK)
         below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}
