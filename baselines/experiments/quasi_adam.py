@@ -14,6 +14,7 @@ OPTIMIZERS: Final = {
     "quasi-adam": "Quasi-Adam",
     "quasi-adam-switch": "Quasi-Adam, switch",
 }
+CLASSIFICATION: Final = {"loss": "loss of the batches", "test_accuracy": "test accuracy (%)"}
 RECONSTRUCTION: Final = {"loss": "loss of the batches", "test_loss": "loss on the test set"}
 EXAMPLES: Final = {"mnist": 60_000, "fashion-mnist": 60_000, "svhn": 73_257}
 EPOCHS: Final[Mapping[Budget, int]] = {"smoke": 1, "short": 6, "full": 40}
@@ -72,18 +73,21 @@ EXPERIMENTS: Final[dict[str, Experiment]] = {
         "Quasi-Adam: classification of MNIST",
         panels(1e-2, (256, 512), {"data": "mnist", "model": "lenet"}, LENET),
         departs(CLASSIFIER, f"{INSTEAD}, so the runs are those of Experiment II"),
+        rows=CLASSIFICATION,
     ),
     "quasi-adam-exp2": Experiment(
         f"{PAPER}, Experiment II (Fig. 2)",
         "Quasi-Adam: classification of Fashion-MNIST",
         panels(1e-2, (256, 512), LENET, LENET),
         departs(CLASSIFIER, ""),
+        rows=CLASSIFICATION,
     ),
     "quasi-adam-exp3": Experiment(
         f"{PAPER}, Experiment III (Fig. 3)",
         "Quasi-Adam: classification of SVHN",
         panels(1e-2, (256, 128), {"data": "svhn", "model": "resnet34"}, RESNET),
         departs("A ResNet-34", " of a ResNet-8 on 10,000 images of Fashion-MNIST in the place of SVHN"),
+        rows=CLASSIFICATION,
     ),
     "quasi-adam-exp4": Experiment(
         f"{PAPER}, Experiment IV (Fig. 4)",
