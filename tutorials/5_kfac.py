@@ -237,7 +237,7 @@ for name, (final, accuracy) in rows.items():
 #   curvature is still measured at each step, and tuning it every ten steps costs 1.2 times that
 #   ([measured](../docs/results/rule_cost/README.md)); every two steps costs more. On the paper's CNN, with three seeds,
 #   the tuned K-FAC has the lower loss after the same number of steps and not after the same time
-#   ([measured](../docs/results/kfac/README.md)).
+#   ([measured](../docs/results/apo-fig7d/README.md)).
 # - This is one seed and a small network: take the order of these numbers, and not the digits.
 #
 # **In practice**: use `fsd=1.0`, start from a damping that is rather too large than too small, and let `lr` follow. In
