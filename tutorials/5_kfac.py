@@ -236,7 +236,7 @@ for name, (final, accuracy) in rows.items():
 # - **Steps are not seconds.** A step of K-FAC costs about one and a half steps of a first-order rule, more while the
 #   curvature is still measured at each step, and tuning it every ten steps costs 1.2 times that
 #   ([measured](../docs/results/rule_cost/README.md)); every two steps costs more. On the paper's CNN, with three seeds,
-#   the tuned K-FAC has the lower loss after the same number of steps and not after the same time
+#   the tuned K-FAC has the lower loss after the same number of steps, at 1.1 to 1.3 times the cost of each
 #   ([measured](../docs/results/apo-fig7d/README.md)).
 # - This is one seed and a small network: take the order of these numbers, and not the digits.
 #
