@@ -106,7 +106,7 @@ def _bottom(cells: Sequence[Cell]) -> float | None:
     pairs = [
         (at, lr, cell.steps) for cell in cells for at, lr in zip(cell.curves["step"], cell.curves["lr"], strict=True)
     ]
-    kept = [lr for at, lr, steps in pairs if at and lr and at <= 0.95 * steps]
+    kept = [lr for at, lr, steps in pairs if at and lr and lr > 0.0 and at <= 0.95 * steps]
     return 0.5 * min(kept) if kept else None
 
 

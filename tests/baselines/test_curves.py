@@ -9,7 +9,7 @@ import pytest
 from baselines.cells import Cell
 from baselines.config import Config
 from baselines.experiments.base import Curve, Found
-from baselines.experiments.report import numbers, summary, table
+from baselines.experiments.report import figure, numbers, summary, table
 from tests.baselines.driving import drive
 
 START = Config(optimizer="sgd", method="fixed", steps=100, hidden=(8,))
@@ -70,3 +70,15 @@ def test_a_table_compares_within_a_panel() -> None:
         "- **lost** against good: worse in 1",
     ]
     assert numbers({"panel": [good]})["panel"]["good"]["train_loss"] == pytest.approx([0.1, 0.11])
+
+
+def test_a_figure_shows_learning_rates_whatever_they_end_at() -> None:
+    """A schedule that ends at 0, and a hypergradient that goes below it."""
+    good = found(Curve("good", dataclasses.replace(START, lr=0.01), seeds=1))
+    ends = dataclasses.replace(
+        good.cells[0], curves={"step": [0, 50, 100], "loss": [None, 0.1, 0.1], "lr": [0.01, 2e-3, 1e-9]}
+    )
+    below = dataclasses.replace(ends, curves={**ends.curves, "lr": [0.01, -1.0, -2.0]})
+    founds = [good, good._replace(cells=[ends]), good._replace(cells=[below])]
+    picture = figure({"panel": founds}, {"loss": "loss", "lr": "learning rate"})
+    assert picture.axes[1].get_ylim()[0] == pytest.approx(1e-3)
