@@ -97,7 +97,17 @@ def _step(
     state: S,
     hypers: H,
 ) -> tuple[Params, S]:
-    return collect(params, state, _updated(update, pack, params, grads, state, hypers))
+    packed = [keys for keys in packs(params, grads, state) if len(keys) > 1] if pack else []
+    in_packs = {key for keys in packed for key in keys}
+    others = {key: grad for key, grad in grads.items() if key not in in_packs}
+
+    def updated() -> Iterator[tuple[str, Tensor, S]]:
+        for key, param, grad, old, local in slices(params, others, state, hypers):
+            yield key, *update(param, grad, old, local)
+        for keys in packed:
+            yield from together(update, keys, params, grads, state, hypers)
+
+    return collect(params, state, updated())
 
 
 def _without_momentum(
@@ -108,21 +118,4 @@ def _without_momentum(
     def update(param: Tensor, grad: Tensor, old: S, local: H) -> tuple[Tensor, S]:
         return free(param, grad, old, local), type(state)(*nothing)
 
-    return collect(params, state, _updated(update, pack, params, grads, state, hypers))[0]
-
-
-def _updated(
-    update: Callable[[Tensor, Tensor, S, H], tuple[Tensor, S]],
-    pack: bool,
-    params: Params,
-    grads: Params,
-    state: S,
-    hypers: H,
-) -> Iterator[tuple[str, Tensor, S]]:
-    """The updates of all parameters with a gradient: name, parameter, state."""
-    for keys in packs(params, grads, state) if pack else ([key] for key in grads):
-        if len(keys) > 1:
-            yield from together(update, keys, params, grads, state, hypers)
-        else:
-            for key, param, grad, old, local in slices(params, {keys[0]: grads[keys[0]]}, state, hypers):
-                yield key, *update(param, grad, old, local)
+    return _step(update, pack, params, grads, state, hypers)[0]

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from baselines.config import Config
-from baselines.data import content
+from baselines.data import text_digest
 from baselines.fingerprint import ROOT, fingerprint
 from baselines.run import Run, cost_clock, pick_device
 from baselines.storage import load_checkpoint, provenance, save_checkpoint, write_text
@@ -143,7 +143,7 @@ class Store:
         """The cell of a configuration, or None."""
         cell = self._cells.get(name(config))
         if cell is None and self.older:
-            same = self._by_config.get(_digest(identity(config, content(config.data, config.data_dir))), [])
+            same = self._by_config.get(_digest(identity(config, text_digest(config.data, config.data_dir))), [])
             return max(same, key=lambda each: each.about["time"], default=None)
         return cell
 
@@ -163,7 +163,7 @@ class Store:
 
 def name(config: Config, code: str | None = None) -> str:
     """The name of a configuration's cell, on the text that is there, under some code; None: the present one."""
-    own = identity(config, content(config.data, config.data_dir))
+    own = identity(config, text_digest(config.data, config.data_dir))
     return _digest(own | {"code": fingerprint(config) if code is None else code})
 
 
@@ -186,7 +186,7 @@ def compute(config: Config, scratch: Path | None = None) -> Cell:
             checkpoints. A population has none, and begins anew.
     """
     torch.set_num_threads(1)
-    code, text = fingerprint(config), content(config.data, config.data_dir)
+    code, text = fingerprint(config), text_digest(config.data, config.data_dir)
     folder = None if scratch is None else scratch / name(config)
     started = time.monotonic()
     with warnings.catch_warnings(record=True) as warned:

@@ -218,7 +218,7 @@ TEXTS: Final = {"python-topics": _topics, "text": _files}
 
 
 @cache
-def content(name: str, data_dir: str | None) -> str | None:
+def text_digest(name: str, data_dir: str | None) -> str | None:
     """A digest of a text, as another one may have the same name; "absent" where it is not; of images None."""
     if name not in TEXTS:
         return None

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -97,7 +98,7 @@ def by_higher(model: nn.Module, task: Task, *, every: int) -> Step:
 
     rate, meta = _log_rate()
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-    plain, steps = _plain(optimizer, model, task), iter(range(1 << 60))
+    plain, steps = _plain(optimizer, model, task), count()
 
     def step(batch: Batch) -> None:
         if next(steps) % every == 0:
@@ -117,8 +118,8 @@ def by_torchopt(model: nn.Module, task: Task, *, every: int) -> Step:
     import torchopt
 
     rate, meta = _log_rate()
-    optimizer = torchopt.MetaAdam(model, lr=lambda count: rate.exp())
-    steps = iter(range(1 << 60))
+    optimizer = torchopt.MetaAdam(model, lr=lambda _: rate.exp())
+    steps = count()
 
     def step(batch: Batch) -> None:
         due = next(steps) % every == 0
@@ -138,7 +139,7 @@ def by_gdtuo(model: nn.Module, task: Task, *, every: int) -> Step:
 
     wrapper = gdtuo.ModuleWrapper(model, optimizer=gdtuo.Adam(alpha=LR, optimizer=gdtuo.SGD(1e-9)))
     wrapper.initialize()
-    steps = iter(range(1 << 60))
+    steps = count()
 
     def step(batch: Batch) -> None:
         wrapper.begin()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -23,10 +23,10 @@ HEAD: Final = (
 MIB: Final = 2**20
 
 
-class Outcome:
+class Outcome(NamedTuple):
     """What was measured on a task.
 
-    Args:
+    Attributes:
         about: The task in words.
         weights: Bytes of the model's parameters.
         times: By contestant.
@@ -34,26 +34,21 @@ class Outcome:
         seconds: The times of all rounds, by contestant.
     """
 
-    def __init__(
-        self,
-        about: str,
-        weights: int,
-        times: Mapping[str, Measured],
-        peaks: Mapping[str, int],
-        seconds: Mapping[str, list[float]],
-    ) -> None:
-        self.about, self.weights, self.times, self.peaks, self.seconds = about, weights, times, peaks, seconds
+    about: str
+    weights: int
+    times: Mapping[str, Measured]
+    peaks: Mapping[str, int]
+    seconds: Mapping[str, list[float]]
 
     def row(self, name: str) -> list[str]:
         """A contestant's line of the table."""
         time, every = self.times[name], CONTESTANTS[name].every
-        tuning = every > 1 or ", every " in name
         return [
             name,
             f"{1e3 * time.seconds:.2f}",
             f"{time.ratio:.2f}",
             f"{time.low:.2f}-{time.high:.2f}",
-            f"{every * (time.ratio - 1):.1f}" if tuning else "",
+            f"{every * (time.ratio - 1):.1f}" if ", every " in name else "",
             f"{self.peaks[name] / self.peaks[BARE]:.2f}",
             f"{(self.peaks[name] - self.peaks[BARE]) / self.weights:+.2f}",
         ]

@@ -12,7 +12,6 @@ slow. K-FAC measures the curvature more often at the beginning of a training: it
 import argparse
 import json
 import platform
-import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 import apo
 from baselines.data import load
 from baselines.models import cnn
+from benchmarks import timing
 
 Batch = tuple[Tensor, Tensor]
 Iteration = Callable[[Batch], None]
@@ -132,12 +132,10 @@ def measure(rounds: int, block: int, batch_size: int, data: str) -> dict[str, li
 
 def summary(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
     """Median seconds, and the quartiles of the ratio to SGD of torch in the same round."""
-    rows = []
-    for name, times in seconds.items():
-        ratios = [t / s for t, s in zip(times, seconds["SGD (torch)"], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        rows.append({"name": name, "ms": 1e3 * statistics.median(times), "low": low, "median": middle, "high": high})
-    return rows
+    return [
+        {"name": name, "ms": 1e3 * found.seconds, "low": found.low, "median": found.ratio, "high": found.high}
+        for name, found in timing.summary(seconds, "SGD (torch)").items()
+    ]
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -79,11 +79,11 @@ def measure(
         turn = number % len(names)
         batches = task.batches(BLOCK, number, device)
         for name in names[turn:] + names[:turn]:
-            block = -(-BLOCK // contestants[name].every) * contestants[name].every
+            # In whole intervals: after the untimed ones it is at the same place of one as a run that begins.
+            untimed, block = (_whole(steps, contestants[name].every) for steps in (UNTIMED, BLOCK))
             torch.manual_seed(0)
             step = contestants[name].make(task.build().to(device), task)
-            # Afterwards it is at the same place of its interval as a run that begins.
-            for place in range(-(-UNTIMED // contestants[name].every) * contestants[name].every):
+            for place in range(untimed):
                 step(batches[place % len(batches)])
             clock.start()
             for place in range(block):
@@ -91,6 +91,11 @@ def measure(
             seconds[name].append(clock.stop() / block)
         report(f"round {number + 1} of {rounds}")
     return seconds
+
+
+def _whole(steps: int, every: int) -> int:
+    """The least multiple of an interval that is at least so many steps."""
+    return -(-steps // every) * every
 
 
 def summary(seconds: Mapping[str, list[float]], reference: str = BARE) -> dict[str, Measured]:

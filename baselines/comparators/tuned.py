@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import apo
-from baselines.comparators.contract import Batch, Method, clip
+from baselines.comparators.contract import Batch, OptimizerMethod
 from baselines.comparators.schedules import Schedule, constant, cosine, linear, wsd
 from baselines.optimizers import make_base
 
@@ -26,8 +26,10 @@ def _meta(config: "Config") -> apo.Newton | apo.Gradient:
     return apo.Gradient(torch.optim.RMSprop, lr=rate, every=config.every)
 
 
-class Apo(Method):
+class Apo(OptimizerMethod):
     """`apo.APO`, tuning an optimizer of `torch.optim` or a rule."""
+
+    optimizer: apo.APO
 
     def __init__(self, model: nn.Module, config: "Config") -> None:
         super().__init__(model, config)
@@ -52,14 +54,10 @@ class Apo(Method):
     def step(self, batch: Batch, progress: float) -> Tensor:
         """Take the optimizer's step, and a meta-step when one is due."""
         self.progress = progress
-        self.optimizer.zero_grad()
-        loss = self.loss(self.model(batch[0]), batch[1])
-        loss.backward()
-        if self.config.clip:
-            clip(self.model, self.config)
+        loss = self.differentiate(batch)
         self.optimizer.step(batch=batch, other=self.previous)
         self.previous = batch if self.config.fsd > 0 else None
-        return loss.detach()
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state, the place in the schedule and, with fsd > 0, the batch of the last step."""
