@@ -1,9 +1,27 @@
 """What batches and outputs look like: parts of them, and their names in messages."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from apo.conditions import Conditions
+
+
+class Fed(NamedTuple):
+    """A batch that the training has made a gradient of.
+
+    Attributes:
+        batch: The batch.
+        weight: Its weight in the mean over batches.
+        conditions: Of the forward that gave its gradient; None if unknown.
+        outputs: What came out of that forward, the model being given the batch as it is here; None if unknown.
+    """
+
+    batch: Any
+    weight: float
+    conditions: Conditions | None
+    outputs: Tensor | None
 
 
 def head(batch: Any, fraction: float) -> Any:

@@ -8,13 +8,13 @@ generators.
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple, cast
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from apo.batches import describe, logits
+from apo.batches import Fed, describe, logits
 from apo.conditions import Conditions, now, restore_rng, seed_rng, under
 from apo.discrepancies import Loss, check_vanishes
 from apo.graphs import aside, casts_leaves, leaves_below
@@ -25,7 +25,6 @@ from apo.recorder import Recorder
 from apo.shards import local, reshard
 from apo.traces import Traces, weights_stay
 from apo.trees import dense
-from apo.types import Params
 
 Evaluate = Callable[[nn.Module, Any], tuple[Any, Any]]
 FP16_SCALE = 1024.0
@@ -39,22 +38,6 @@ EVALUATED = (
     "loss(model(**batch), batch['labels'])"
 )
 """Goes with an error of user code, which is otherwise far from the line that is wrong."""
-
-
-class Fed(NamedTuple):
-    """A batch, its weight, and the conditions of the forward that gave its gradient (None if unknown)."""
-
-    batch: Any
-    weight: float
-    conditions: Conditions | None
-
-
-class Judgement(NamedTuple):
-    """Q apart, and its gradient (without the weight-space term, which needs no evaluation)."""
-
-    loss: float
-    fsd: float
-    gradient: Params
 
 
 class Evaluation:
@@ -102,6 +85,24 @@ class Evaluation:
             here = sum(fed.weight / total * self._run(fed)[0].item() for fed in feeds)
         return self.processes.mean([here])[0]
 
+    def known(self, feeds: Sequence[Fed]) -> float | None:
+        """The weighted mean loss at θ, of the outputs that the training's own forwards gave there; None if unknown."""
+        total = sum(fed.weight for fed in feeds)
+        losses = [self._known(fed) for fed in feeds]
+        found = [fed.weight / total * loss for fed, loss in zip(feeds, losses, strict=True) if loss is not None]
+        return None if self.processes.any(len(found) < len(feeds)) else self.processes.mean([sum(found)])[0]
+
+    def _known(self, fed: Fed) -> float | None:
+        if fed.outputs is None or self.forward is not None or self.evaluate is not None:
+            return None
+        if self.loss is None:
+            return fed.outputs.item() if fed.outputs.numel() == 1 else None
+        try:
+            with self.undisturbed(), under(self._conditions(fed)), torch.no_grad():
+                return float(self.loss(fed.outputs, self._target(fed.batch)))
+        except Exception:  # a loss that wants more than the numbers, such as their graph, says so when it is evaluated
+            return None
+
     def outputs(self, objective: Proximal, feeds: Sequence[Fed]) -> list[tuple[Tensor, Conditions]]:
         """The outputs on batches at the live weights, and the conditions under which to take them again.
 
@@ -127,8 +128,9 @@ class Evaluation:
         other: Sequence[Fed],
         old: Sequence[tuple[Tensor, Conditions]],
         fsd: float,
-    ) -> Judgement:
-        """The loss and the function-space discrepancy at the live weights, and their gradient.
+        take_in: Callable[[str, Tensor], None] | None,
+    ) -> tuple[float, float]:
+        """The loss and the function-space discrepancy at the live weights, and their gradient if it is wanted.
 
         Args:
             objective: Says how the discrepancy is measured.
@@ -136,30 +138,30 @@ class Evaluation:
             other: B'.
             old: The outputs on B' at θ.
             fsd: λ_FSD.
+            take_in: Called with a parameter's name and its gradient, as often as a backward comes upon it: the gradient
+                of the sum of both adds up from these. Of copies of the weights it is that of this process, of shards
+                the shard that is here. None takes no gradient.
 
         Returns:
-            The loss on B, fsd times the mean discrepancy on B', and the gradient of their sum: of copies of the weights
-            that of this process, of shards the shard that is here.
+            The loss on B, and fsd times the mean discrepancy on B'.
         """
         loss = distance = 0.0
         scale = FP16_SCALE if any(fed.conditions is not None and fed.conditions.float16 for fed in feeds) else 1.0
-        with self.processes.together(), self.undisturbed(), aside(self._own()), torch.enable_grad():
+        taking = nullcontext() if take_in is None else self._taking(take_in, scale)
+        take = self._backward if take_in else lambda part, scale: part.item()
+        with self.processes.together(), self.undisturbed(), aside(self._own()), torch.enable_grad(), taking:
             for fed in feeds:
                 part = fed.weight / sum(f.weight for f in feeds) * self._run(fed)[0]
-                loss += self._backward(part, scale)
+                loss += take(part, scale)
             for fed, (before, conditions) in zip(other, old, strict=True):
                 with under(conditions):
                     after = logits(self._outputs(fed.batch))
                     targets = self._target(fed.batch) if objective.needs_targets else None
                     apart = objective.distance(after, before, self.loss, targets)
                 part = fsd * fed.weight / sum(f.weight for f in other) * apart
-                distance += self._backward(part, scale)
-            found = {name: param.grad for name, param in self.params.items() if param.grad is not None}
-            gradient = {name: dense(local(grad)) for name, grad in found.items()}
-            if scale != 1.0:
-                gradient = {name: grad / scale for name, grad in gradient.items()}
+                distance += take(part, scale)
         loss, distance = self.processes.mean([loss, distance])
-        return Judgement(loss, distance, gradient)
+        return loss, distance
 
     def pull(
         self,
@@ -203,6 +205,27 @@ class Evaluation:
             Recorder.evaluations.remove(traces)
             traces.put_back()
             restore_rng(before)
+
+    @contextmanager
+    def _taking(self, take_in: Callable[[str, Tensor], None], scale: float) -> Iterator[None]:
+        """Take gradients from the parameters as they appear: no more than a few are there at once."""
+        names = {param: name for name, param in self.params.items()}
+
+        def take(param: Tensor) -> None:
+            grad, param.grad = param.grad, None
+            if grad is not None:
+                found = dense(local(grad))
+                take_in(names[param], found if scale == 1.0 else found / scale)
+
+        trainable: list[Any] = [param for param in names if param.requires_grad]
+        hooks = [param.register_post_accumulate_grad_hook(take) for param in trainable]
+        try:
+            yield
+            for param in names:  # those of shards come by another way
+                take(param)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _backward(self, part: Tensor, scale: float) -> float:
         """Add the gradient of a part of Q to the model's parameters, and to nothing else."""

@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from apo.batches import detached
-from apo.evaluation import Fed
+from apo.batches import Fed, detached
 from apo.recorder import Forward, Recorder
 
 
@@ -38,7 +37,7 @@ class Feeding:
         if len(forwards) != len(fed):
             forwards = made if len(made) == len(fed) else [None] * len(fed)
         return [
-            Fed(detached(batch), weight, None if forward is None else forward.conditions)
+            Fed(detached(batch), weight, *((forward.conditions, forward.of(batch)) if forward else (None, None)))
             for (batch, weight), forward in zip(fed, forwards, strict=True)
             if forward is None or forward in made or not made
         ]
@@ -63,11 +62,11 @@ class Feeding:
 
     def others(self, other: Any = None) -> Sequence[Fed]:
         """B': the given batch, or what was kept of the call before."""
-        return self._kept if other is None else [Fed(detached(other), 1.0, None)]
+        return self._kept if other is None else [Fed(detached(other), 1.0, None, None)]
 
     def clear(self, keep: Sequence[Fed] = ()) -> None:
         """Forget the batches of a step that is done; keep some as B' for the next call."""
-        self.fed, self._kept = [], keep
+        self.fed, self._kept = [], [fed._replace(outputs=None) for fed in keep]
 
     def arm(self, due: bool, params: Collection[Tensor]) -> None:
         """Note the conditions of the forwards to come, on the devices of the parameters, if batches are due."""

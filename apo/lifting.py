@@ -59,6 +59,12 @@ def elementwise(
     )
 
 
+def is_elementwise(rule: Rule[Any, Any]) -> bool:
+    """Whether a rule is as `elementwise` made it, so that each tensor's step depends on that tensor alone."""
+    steps = [step for step in (rule.step, rule.without_momentum) if step is not None]
+    return all(getattr(step, "func", None) in (_step, _without_momentum) for step in steps)
+
+
 def init_each(init: Callable[[Tensor], S], params: Params) -> S:
     """The state of all tensors, from ``init(param) -> state`` for one; a TypeError if that is no NamedTuple."""
     blank = init(torch.zeros((), device="cpu"))

@@ -1,22 +1,28 @@
-"""A meta-step: take the step, judge it, move the hyperparameters.
+"""A meta-step: look where the step leads, judge it, take it, move the hyperparameters.
 
-Up to the commit, an error leaves everything as it was; after it, exactly the base optimizer's step is done.
+An error before the judgement leaves everything as it was; after one in the judgement, exactly the base optimizer's step
+is done.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
+from torch import Tensor
 
-from apo.bases.base import Base, Slopes
-from apo.batches import head
-from apo.evaluation import Evaluation, Fed
+from apo.bases.base import Base
+from apo.batches import Fed, head
+from apo.evaluation import Evaluation
 from apo.newton import Newton, search, shorten
 from apo.proximal import Proximal
 from apo.record import Row
+from apo.shards import local
 from apo.stepping import Step
+from apo.trees import dense, inner, total
 from apo.tuning import Tuning
+from apo.types import Params
+from apo.verdict import Verdict, along
 
 NOTHING_FED = (
     "lr is not being tuned: pass batch= to step(), or feed() a batch, whenever opt.due is true; under Lightning and "
@@ -34,37 +40,8 @@ REPEATS = 6
 """A loss that does not come out the same twice is taken so often, to see how far apart it comes out."""
 
 
-@dataclass
-class Verdict:
-    """What the objective says of a step.
-
-    Attributes:
-        loss: L_B(θ'), or gᵀΔ where the loss is linearised.
-        fsd: λ_FSD times the mean discrepancy.
-        wsd: λ_WSD times ½‖θ' − θ‖².
-        start: Slopes at the beginning of the step.
-        end: Slopes at its end.
-    """
-
-    loss: float
-    fsd: float
-    wsd: float
-    start: Slopes
-    end: Slopes
-
-    @property
-    def objective(self) -> float:
-        """Q."""
-        return self.loss + self.fsd + self.wsd
-
-    @property
-    def finite(self) -> bool:
-        """Whether every number is finite."""
-        return all(map(math.isfinite, (self.objective, *self.start.values(), *self.end.values())))
-
-
 class MetaStep:
-    """One meta-step: `take`, then `judge`.
+    """One meta-step: `look`, then `judge` or `guard`, then `commit`, then `settle`.
 
     Attributes:
         without_other: Whether the function-space term is missing for want of another batch.
@@ -91,39 +68,44 @@ class MetaStep:
         self._ratios = tuning.ratios(steps)
         self._origin: float | None = None
         self._searched = False
+        self._verdict: Verdict | None = None
+        self._watched: float | None = None
+        self._shorter: float | None = None
         self.skipped = False
         self.evaluations, self.scale = 0, 1.0
 
-    def take(self) -> bool:
-        """Take the step; the first one at a learning rate that is searched.
+    def look(self) -> bool:
+        """Put the live weights where the step leads; search its scale first, if that is to be.
 
         Returns:
             Whether any weight moved.
         """
         self._old = self._evaluation.outputs(self._objective, self._others) if self._fsd else []
         searching = self._tuning.searches and bool(self._feeds) and any(any(base.moving()) for base in self._bases)
+        gradient: Params = {}
         if searching:
-            here = self._evaluation.judge(self._objective, self._feeds, [], [], 0.0)
-            self._origin = here.loss
-        backups = [base.backup() for base in self._bases] if searching else []
+            self._origin = self._judge(self._feeds, [], partial(_add, gradient))[0]
+        elif self._tuning.by_losses and self._tuning.trust.due and self._objective.loss_model == "exact":
+            self._check()
         offsets = dict(self._tuning.offsets)
+        self._look(undo=searching)
         try:
-            self._take()
-            slope = _along(self._step.pullback(here.gradient)) if searching else math.nan
+            slope = along(self._step.slopes(gradient)) if searching else math.nan
             if math.isfinite(slope) and math.isfinite(self._start()) and self._step.moved:
                 self._search(slope)
-                # Taken anew, not rescaled: a step too small for the weights' precision would keep its rounding.
-                for restore in backups:
-                    restore()
-                backups = [base.backup() for base in self._bases]
-                self._take()
+                # Looked at anew, not rescaled: a step too small for the weights' precision would keep its rounding.
+                self._step.abandon()
+                self._look()
         except BaseException:
             self._tuning.offsets = offsets
-            for restore in backups:
-                restore()
+            self._step.abandon()
             raise
         self._tuning.searched = self._tuning.searched or self._searched
         return self._step.moved
+
+    def commit(self) -> None:
+        """Leave the live weights where the base optimizers lead: once that is done, a step has been taken."""
+        self._step.commit()
 
     @property
     def too_small(self) -> str | None:
@@ -139,18 +121,31 @@ class MetaStep:
         return [rate * self._step.scale for rate in self._tuning.rates(self._values)]
 
     def guard(self) -> None:
-        """Shorten the step that has been taken if it made its own batch clearly worse, and judge it no further."""
-        self._backtrack(self._loss())
+        """Find out whether the step makes its own batch clearly worse, and judge it no further."""
+        self._watch(self._loss())
 
-    def judge(self) -> Row:
-        """Judge the step that has been taken, and move the hyperparameters.
+    def judge(self) -> None:
+        """Judge the step."""
+        verdict = self._judged()
+        if all(map(math.isfinite, verdict.start.values())):  # else the step itself is not finite
+            self._watch(verdict.loss)
+        self._verdict = verdict
+
+    def settle(self) -> Row | None:
+        """Shorten the step that has been taken, or move the hyperparameters, as it was judged.
 
         Returns:
-            A row for the record; its ``hypergradient_norm`` is NaN where they did not move by the hypergradient.
+            A row for the record, if it was more than guarded; its ``hypergradient_norm`` is NaN where the
+            hyperparameters did not move by the hypergradient.
         """
-        verdict = self._verdict()
-        whole = all(map(math.isfinite, verdict.start.values()))  # else the step itself is not finite
-        shortened = whole and self._backtrack(verdict.loss)
+        if self._shorter is not None:
+            self._step.rescale(self._tuning.rescale(self._shorter))
+        elif self._watched is not None:
+            self._tuning.watch.add(self._watched)
+        if self._verdict is None:
+            return None
+        self._tuning.trust.count()
+        verdict, shortened = self._verdict, self._shorter is not None
         endless = self._objective.loss_model == "linear" and not (self._others or self._wsd)
         self.skipped = not shortened and not verdict.finite
         moving = not shortened and not self.skipped and not endless
@@ -161,8 +156,8 @@ class MetaStep:
             "loss": verdict.loss,
             "fsd": verdict.fsd,
             "wsd": verdict.wsd,
-            "slope": _along(verdict.start),
-            "curvature": _along(verdict.end) - _along(verdict.start),
+            "slope": along(verdict.start),
+            "curvature": along(verdict.end) - along(verdict.start),
             "hypergradient_norm": norm,
             "scale": self.scale * self._step.scale,
             "evaluations": float(self.evaluations),
@@ -176,11 +171,7 @@ class MetaStep:
     def _loss_at(self, scale: float) -> float:
         """L_B and the weight-space term at a scale of the step."""
         with self._step.at(scale):
-            return self._loss() + self._weight_space(scale)
-
-    def _weight_space(self, scale: float) -> float:
-        """The weight-space term at a scale of the step."""
-        return self._wsd * self._step.wsd(scale) if self._wsd else 0.0
+            return self._loss() + self._wsd * scale**2 * self._step.wsd
 
     def _rounding(self) -> float:
         """The relative error of a loss, the same in all processes; how well one repeats itself is tried once."""
@@ -193,16 +184,38 @@ class MetaStep:
             found.noise = (max(losses) - min(losses)) / (abs(start) or 1.0)
         return self._processes.largest(max(found.rounding, found.noise or 0.0))
 
+    def _check(self) -> None:
+        """Find out whether the gradients that the optimizer is given are those of the loss on the fed batches."""
+        given = {n: dense(local(p.grad)) for base in self._bases for *_, n, p in base.moving() if p.grad is not None}
+        products: list[Tensor] = []
+
+        def take_in(name: str, gradient: Tensor) -> None:
+            if name in given:
+                products.append(inner(gradient, given[name]))
+
+        self._origin = self._judge(self._feeds, [], take_in)[0]
+        square = total(inner(grad, grad) for grad in given.values())
+        self._tuning.trust.check(*self._processes.whole([total(products), square]))
+
     def _start(self) -> float:
-        """L_B(θ), evaluated if it is not known."""
+        """L_B(θ), evaluated if the training's own forwards do not tell."""
+        if self._origin is None:
+            self._origin = self._evaluation.known(self._feeds)
         if self._origin is None:
             self._origin = self._loss_at(0.0)
         return self._origin
 
-    def _take(self) -> None:
-        """Take the step at the learning rates as they are tuned now."""
+    def _look(self, undo: bool = False) -> None:
+        """Put the live weights where the step at the learning rates as they are tuned now leads."""
         self._values = self._tuning.values(self._steps)
-        self._step = Step(self._bases, self._values, self._objective.lookahead, self._processes)
+        self._step = Step(
+            self._bases,
+            self._values,
+            self._objective.lookahead,
+            self._processes,
+            wsd=self._wsd != 0.0,
+            undo=undo,
+        )
 
     def _search(self, slope: float) -> None:
         """Search the scale of the first step, allowing for schedules and for momentum that has not built up."""
@@ -211,43 +224,55 @@ class MetaStep:
         self.scale = self._tuning.rescale(scale * (max(self._ratios) or 1.0) / build_up)
         self._searched = True
 
-    def _backtrack(self, loss: float) -> bool:
-        """Shorten a step that made its own batch clearly worse, and has not just been searched."""
+    def _watch(self, loss: float) -> None:
+        """Find how much shorter a step must be that makes its own batch clearly worse, and was not searched."""
         watch = self._tuning.watch
         if self._searched:
-            return False
+            return
+        self._watched = loss
         if self._tuning.backtracks and self._feeds and watch.outlier(loss):
             start = self._start()
             if math.isfinite(start) and not loss <= start + watch.spread:
-                self._step.rescale(self._tuning.rescale(shorten(self._loss_at, start)))
-                return True
-        watch.add(loss)
-        return False
+                self._shorter = shorten(self._loss_at, start)
 
-    def _verdict(self) -> Verdict:
+    def _judge(
+        self, feeds: Sequence[Fed], others: Sequence[Fed], take_in: Callable[[str, Tensor], None] | None
+    ) -> tuple[float, float]:
+        return self._evaluation.judge(self._objective, feeds, others, self._old if others else [], self._fsd, take_in)
+
+    def _judged(self) -> Verdict:
         """Q and its slopes along the step."""
         step, linear = self._step, self._objective.loss_model == "linear"
-        with step.at(step.scale):
-            feeds = [] if linear else self._feeds
-            found = self._evaluation.judge(self._objective, feeds, self._others, self._old, self._fsd)
-        gradient = dict(found.gradient)
-        for name, delta in step.delta.items():
-            if linear:
-                gradient[name] = gradient.get(name, 0.0) + step.gradient[name]
-            if self._wsd:
-                gradient[name] = gradient.get(name, 0.0) + self._wsd * step.scale * delta
-        start, end = step.pullback(step.gradient), step.pullback(gradient)
-        loss = step.linear_change() if linear else found.loss
-        verdict = Verdict(loss, found.fsd, self._weight_space(step.scale), start, end)
+        by_losses = self._tuning.by_losses and self._losses_tell(linear)
+        loss, fsd = self._judge([] if linear else self._feeds, self._others, None if by_losses else step.take_in)
+        if by_losses:
+            change = (step.change if linear else loss - self._start()) + fsd + self._wsd * step.wsd
+            a = along(step.start)  # and b = a + 2(Q(1) − Q(0) − a)
+            end = {where: slope * (2.0 * change / a - 1.0) for where, slope in step.start.items()}
+            return Verdict(step.change if linear else loss, fsd, self._wsd * step.wsd, dict(step.start), end)
+        end = step.end()
+        for weight, slopes in ((float(linear), step.start), (self._wsd, step.wsd_slopes)):
+            for where, slope in slopes.items() if weight else ():
+                end[where] = end.get(where, 0.0) + weight * slope
+        verdict = Verdict(step.change if linear else loss, fsd, self._wsd * step.wsd, dict(step.start), end)
         matters = isinstance(self._tuning.meta, Newton) or any(ratio != 1.0 for ratio in self._ratios)
         if matters and not linear:
             self._correct_start(verdict)
         return verdict
 
+    def _losses_tell(self, linear: bool) -> bool:
+        """Whether the curvature along the step can be had from losses."""
+        if len({ratio for ratio in self._ratios if ratio}) > 1 or not self._step.moved:
+            return False  # groups that are scheduled apart need a curvature each
+        a = along(self._step.start)
+        if linear:
+            return a != 0.0
+        return self._tuning.trust.own and abs(a) > DIGITS * self._rounding() * abs(self._start())
+
     def _correct_start(self, verdict: Verdict) -> None:
         """Slopes at the start from losses, a = 2(Q(1) − Q(0)) − b: the gradient may have been clipped or scaled."""
         change = verdict.objective - self._start()
-        a, b = _along(verdict.start), _along(verdict.end)
+        a, b = along(verdict.start), along(verdict.end)
         weights = max((torch.finfo(before.dtype).eps for before in self._step.before.values()), default=0.0)
         scaled = (2.0 * change - b) / a if a else 0.0
         # Clipping keeps the sign: where it differs, the loss bends too much along the step for the losses to tell.
@@ -255,6 +280,5 @@ class MetaStep:
             verdict.start = {where: slope * scaled for where, slope in verdict.start.items()}
 
 
-def _along(slopes: Slopes) -> float:
-    """The slope along the step: the sum over all learning rates."""
-    return sum(slope for (coordinate, _), slope in slopes.items() if coordinate.hyper == "lr")
+def _add(gradient: Params, name: str, part: Tensor) -> None:
+    gradient[name] = gradient[name] + part if name in gradient else part

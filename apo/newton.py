@@ -8,8 +8,9 @@ and c/η²), so that what is minimised is the expected objective. Ours; the pape
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-from apo.checks import flag, settle, whole
+from apo.checks import choice, flag, settle, whole
 
 FACTOR = 4.0
 """The factor between the scales that a search tries."""
@@ -28,6 +29,11 @@ class Newton:
 
     Attributes:
         every: Calls of ``step`` from one meta-step to the next.
+        curvature: "gradients" judges a step by the objective's gradient at its end, a forward and a backward. "losses"
+            takes the curvature from the objective's values at both ends, a forward: as exact to second order, and for
+            the one global learning rate alone. Where values cannot tell, gradients do: for a step whose change of the
+            loss drowns in rounding, and while the optimizer is given other gradients than the batch's own (clipped,
+            say), which every tenth meta-step finds out.
         average: The decay of the averages, per meta-step, in [0, 1).
         growth: The largest factor by which a meta-step may lengthen the learning rate.
         shrink: The largest factor by which it may shorten it.
@@ -40,6 +46,7 @@ class Newton:
     """
 
     every: int = 10
+    curvature: Literal["gradients", "losses"] = "gradients"
     average: float = 0.98
     growth: float = 1.1
     shrink: float = 4.0
@@ -49,6 +56,7 @@ class Newton:
     def __post_init__(self) -> None:
         """Check every field."""
         whole("every", self.every)
+        choice("curvature", self.curvature, ("gradients", "losses"))
         settle(self, "average", high=1.0)
         settle(self, "growth", low=1.0, ends="()")
         settle(self, "shrink", low=1.0, ends="()")
@@ -89,6 +97,39 @@ class NewtonState:
             return 1.0 / newton.shrink
         best = -self.slope / self.curvature if self.curvature > 0.0 else math.inf
         return min(max(best / unit, 1.0 / newton.shrink), newton.growth)
+
+
+CHECK = 20
+"""Meta-steps from one check of the gradients to the next."""
+OWN = 0.01
+"""How far, relatively, gradients may be from those of the loss and still count as its own."""
+
+
+@dataclass
+class Trust:
+    """Whether the gradients that the optimizer is given are those of the loss it is judged by, as far as is known.
+
+    Attributes:
+        own: Whether they were at the last check.
+        until: Meta-steps until the next.
+    """
+
+    own: bool = False
+    until: int = 0
+
+    @property
+    def due(self) -> bool:
+        """Whether it is to be checked."""
+        return self.until == 0
+
+    def check(self, along: float, square: float) -> None:
+        """Take in the inner product of both gradients, and the square of the given one."""
+        self.own = abs(along - square) <= OWN * square
+        self.until = CHECK
+
+    def count(self) -> None:
+        """A meta-step is done."""
+        self.until = max(0, self.until - 1)
 
 
 OUTLIER = 4.0

@@ -11,7 +11,8 @@ from typing import Any
 
 from apo.bases.base import Base
 from apo.bases.rule import RuleBase
-from apo.evaluation import Evaluation, Fed
+from apo.batches import Fed
+from apo.evaluation import Evaluation
 from apo.fisher import Collector, cotangents
 from apo.layers import check_layers, uncompiled
 from apo.types import Factors, Fisher, Statistics

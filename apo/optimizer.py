@@ -1,8 +1,8 @@
 """`APO`: any optimizer, with hyperparameters that tune themselves while it trains.
 
-At a meta-step the shell (1) takes the outputs on B' at θ, (2) takes the step, (3) takes Q and its gradient G at the
-live weights, which now are θ', and (4) pulls G back to the hyperparameters and moves them for the steps to come. The
-shell only conducts: `bases` takes steps, `evaluation` judges, `tuning` moves, `metastep` puts these in order.
+At a meta-step the shell (1) takes the outputs on B' at θ, (2) puts the live weights where the step leads, (3) takes Q
+and its gradient G there, and (4) pulls G back to the hyperparameters and moves them for the steps to come. It only
+conducts: `bases` take steps, `evaluation` judges, `tuning` moves, `metastep` puts these in order.
 """
 
 import math
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from apo import checkpoint
 from apo.bases.build import bases_of, follow
+from apo.batches import Fed
 from apo.checks import flag, function, instance, real
 from apo.combined import Combined
 from apo.discrepancies import Loss
-from apo.evaluation import Evaluate, Evaluation, Fed
+from apo.evaluation import Evaluate, Evaluation
 from apo.feeding import Feeding
 from apo.gradient import Gradient
 from apo.hypers import parse_tune
@@ -114,7 +115,7 @@ class APO(Combined):
     @property
     def due(self) -> bool:
         """Whether the next step will use a batch: to judge itself or the one after, or to measure curvature."""
-        ahead = 1 if self.objective.fsd != 0.0 else 0
+        ahead = int(self.objective.fsd != 0.0)
         return self._until_meta_step() <= ahead or self._guarded or self._observing.wants_batch(self._counts.steps)
 
     @property
@@ -236,8 +237,7 @@ class APO(Combined):
             self._clear(keep=self._feeding.others())
             return "a gradient is not finite: steps with such gradients are skipped"
         unseen = self._observing.observe(feeds, self._counts.steps)
-        meta_step = self._until_meta_step() == 0
-        if meta_step or self._guarded:
+        if (meta_step := self._until_meta_step() == 0) or self._guarded:
             self._processes.check({"batches of B": len(feeds), "batches of B'": len(others)}, self._tuning.hypers())
         if meta_step and (feeds or self.objective.loss_model == "linear"):
             return self._meta_step(feeds, others) or unseen
@@ -255,17 +255,19 @@ class APO(Combined):
         """Take a step and judge it, or only guard against one that is far too long."""
         counts = self._counts
         meta_step = MetaStep(self._bases, self._evaluation, self.objective, self._tuning, feeds, others, counts.steps)
-        moved = meta_step.take()
-        self._rates = meta_step.rates
-        counts.steps += 1
+        moved = meta_step.look()
+        try:
+            if moved:
+                meta_step.guard() if guard else meta_step.judge()
+        finally:
+            meta_step.commit()
+            counts.steps += 1
+            counts.counted += moved
+            self._rates = meta_step.rates
         if not moved:
             return meta_step.too_small
-        counts.counted += 1
-        if guard:
-            meta_step.guard()
-        else:
+        if row := meta_step.settle():
             counts.without_other += meta_step.without_other
-            row = meta_step.judge()
             counts.skipped += meta_step.skipped
             so_far = {"skipped": float(counts.skipped), "without_other": float(counts.without_other)}
             self.record.rows.append({**row, **so_far, **self._tuning.hypers()})

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from apo.bases.base import Base
+from apo.checkpoint import number
 from apo.checks import real
 from apo.hypers import Coordinate, Tune
 from apo.types import Domain
@@ -11,6 +12,8 @@ from apo.types import Domain
 START = "start_lr"
 """The key under which a group keeps the learning rate that it was given first; a scheduler's own comes before it."""
 
+FARTHEST = 500.0
+"""Offsets stay below this, so that factors stay finite."""
 BELOW, ABOVE = 1e-6, 1e-12
 """A learning rate this near to zero, against its start, is rounding; below zero it may be that of a float32 tensor."""
 
@@ -63,3 +66,14 @@ def rate_of(group: Mapping[str, Any]) -> float:
     if hasattr(rate, "__float__") and rate and -BELOW < float(rate) / (start_of(group, "lr") or 1.0) < ABOVE:
         return 0.0
     return real("lr", rate)
+
+
+def offset_of(numbers: Mapping[str, Any], coordinate: Coordinate) -> float:
+    """The offset of a coordinate in a checkpoint; if it is not there, the mean over its hyperparameter's."""
+    label = f"offset/{coordinate.label}"
+    names = [name for name in numbers if name.split("/")[:2] == ["offset", coordinate.hyper]]
+    found = [number(numbers, name, 0.0) for name in ([label] if label in names else names)]
+    offset = sum(found) / len(found) if found else 0.0
+    if abs(offset) >= FARTHEST:
+        raise ValueError(f"the checkpoint's {label}={offset!r} is not within (-{FARTHEST:g}, {FARTHEST:g})")
+    return offset

@@ -13,9 +13,9 @@ discrepancy, FSD) or the weights (weight-space discrepancy, WSD) more than it mu
 Source: the paper, Eq. 2, 4 and 11; WSD from Bae et al., arXiv 2203.00089.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -219,7 +219,9 @@ class Lookahead(NamedTuple, Generic[S, H]):
     pullback: Callable[[Params], H]
 
 
-def lookahead(rule: Rule[S, H], params: Params, grads: Params, state: S, hypers: H) -> Lookahead[S, H]:
+def lookahead(
+    rule: Rule[S, H], params: Params, grads: Params, state: S, hypers: H, wrt: Collection[str] | None = None
+) -> Lookahead[S, H]:
     """Take one step of a rule and keep the tape from the hyperparameters to the new parameters.
 
     Args:
@@ -228,6 +230,7 @@ def lookahead(rule: Rule[S, H], params: Params, grads: Params, state: S, hypers:
         grads: Gradients g, keyed as ``params``; parameters without one stay.
         state: The rule's state ξ.
         hypers: Hyperparameters φ, each a 0-d tensor or a dict of them keyed as ``params``.
+        wrt: The names of those that the tape is kept from; None for all. For the others the pullback gives 0.
 
     Returns:
         θ', ξ' (both detached), and the pullback, which may be called any number of times.
@@ -239,8 +242,11 @@ def lookahead(rule: Rule[S, H], params: Params, grads: Params, state: S, hypers:
     check_step(rule, params, grads, state, hypers)
     given = [*params.values(), *grads.values(), *leaves(state)]
     versions = [tensor._version for tensor in given]
-    numbers: list[Any] = leaves(hypers)  # plain ones are welcome, too
-    inputs = [(h if isinstance(h, Tensor) else scalar(h)).detach().clone().requires_grad_() for h in numbers]
+    named = cast(Any, hypers)._asdict().items()
+    marked: list[tuple[Any, bool]] = [(h, wrt is None or name in wrt) for name, field in named for h in leaves([field])]
+    # Plain numbers are welcome, too.
+    inputs = [(h if isinstance(h, Tensor) else scalar(h)).detach().clone().requires_grad_(on) for h, on in marked]
+    sources = [h for h in inputs if h.requires_grad]
     fixed = {key: p.detach() for key, p in params.items()}
     slopes = {key: g.detach() for key, g in grads.items()}
     with torch.enable_grad():
@@ -250,17 +256,12 @@ def lookahead(rule: Rule[S, H], params: Params, grads: Params, state: S, hypers:
 
     def pullback(cotangents: Params) -> H:
         outputs = {key: p for key, p in new_params.items() if p.requires_grad and key in cotangents}
-        if not outputs or not inputs:
-            return rebuild(hypers, [torch.zeros_like(h) for h in inputs])
-        derivatives = torch.autograd.grad(
-            list(outputs.values()),
-            inputs,
-            [cotangents[key].to(p.dtype) for key, p in outputs.items()],
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return rebuild(hypers, derivatives)
+        if not outputs or not sources:
+            return rebuild(hypers, map(torch.zeros_like, inputs))
+        seeds = [cotangents[key].to(p.dtype) for key, p in outputs.items()]
+        options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        found = iter(torch.autograd.grad(list(outputs.values()), sources, seeds, **options))
+        return rebuild(hypers, [next(found) if h.requires_grad else torch.zeros_like(h) for h in inputs])
 
     return Lookahead({key: p.detach() for key, p in new_params.items()}, detached(new_state), pullback)
 

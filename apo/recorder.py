@@ -1,7 +1,7 @@
 """Which forwards the training makes: the conditions of each, and whether its gradient is made."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any, ClassVar
 
@@ -14,6 +14,8 @@ from apo.traces import Traces
 
 MOST = 256
 """No more forwards than this are noted between two steps."""
+LITTLE = 2**20
+"""Bytes of outputs that are kept until the step."""
 
 
 @dataclass(eq=False)
@@ -24,15 +26,45 @@ class Forward:
         conditions: Under which it ran.
         made: Whether a backward has reached its outputs, so that its gradient is made; None where that cannot be told.
         hooks: Those that wait for the backward.
+        args: What the model was given,
+        kwargs: by name, too.
+        outputs: What came out if that is a tensor and little, or its ``loss``; None if neither.
+        versions: Of these tensors, to notice if one is changed in place.
     """
 
     conditions: Conditions
     made: bool | None = False
     hooks: Sequence[torch.utils.hooks.RemovableHandle] = ()
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    outputs: Tensor | None = None
+    versions: Sequence[int] = ()
 
     def make(self, gradient: Tensor) -> None:
         """Take note of the backward."""
         self.made = True
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # there is nothing to compile
+    def keep(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any) -> None:
+        """Keep what went in and what came out."""
+        found = outputs if isinstance(outputs, Tensor) else getattr(outputs, "loss", None)
+        if isinstance(found, Tensor) and found.nbytes <= LITTLE:
+            self.args, self.kwargs, self.outputs = args, kwargs, found.detach()
+            self.versions = self._versions()
+
+    def of(self, batch: Any) -> Tensor | None:
+        """What came out, if it is known, and the model was given just this batch, as `Evaluation` does by default."""
+        if isinstance(batch, Mapping):
+            same = not self.args and self.kwargs.keys() == batch.keys()
+            same = same and all(self.kwargs[name] is value for name, value in batch.items())
+        else:
+            same = isinstance(batch, Sequence) and len(batch) > 0 and len(self.args) == 1 and not self.kwargs
+            same = same and self.args[0] is batch[0]
+        return self.outputs if same and self.versions == self._versions() else None
+
+    def _versions(self) -> list[int]:
+        held = [*self.args, *self.kwargs.values(), self.outputs]
+        return [tensor._version for tensor in held if isinstance(tensor, Tensor) and not tensor.is_inference()]
 
 
 class Recorder:
@@ -61,7 +93,10 @@ class Recorder:
 
     def watch(self, model: nn.Module) -> None:
         """Hook a model's forwards."""
-        self._hooks = [model.register_forward_pre_hook(self.before), model.register_forward_hook(self.after)]
+        self._hooks = [
+            model.register_forward_pre_hook(self.before),
+            model.register_forward_hook(self.after, with_kwargs=True),
+        ]
 
     def stop(self) -> None:
         """Leave nothing on the model."""
@@ -79,9 +114,11 @@ class Recorder:
             if len(self.seen) < MOST:
                 self.seen.append(Forward(now(self.devices)))
 
-    def after(self, module: nn.Module, args: Any, outputs: Any) -> None:
+    def after(self, module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
         """Wait for the backward of a forward that has been noted."""
         if self._noting and self.seen and self.seen[-1].made is False:
+            if not torch.compiler.is_compiling():
+                self.seen[-1].keep(args, kwargs, outputs)
             found = [] if torch.compiler.is_compiling() else list(tensors(outputs))
             waiting = [x for x in found if x.requires_grad]
             if found and not waiting:  # of parameters that are toggled off, say: no gradient can come of it

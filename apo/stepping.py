@@ -2,108 +2,232 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from functools import partial
 
 import torch
+from torch import Tensor
 
-from apo.bases.base import Base, Slopes, Values
+from apo.bases.base import Base, Piece, Slopes, Terms, Trial, Values
 from apo.processes import Processes
 from apo.shards import local
-from apo.trees import half_square, inner, total
+from apo.trees import inner, total
 from apo.types import Judged, Params
-
-Result = TypeVar("Result")
 
 
 class Step:
-    """A step that has been taken, as one displacement of the live weights.
+    """A step under judgement: the live weights are θ + Δ, until `commit` leaves them where the base optimizers lead.
+
+    Beside the live weights there is one copy of them, θ. Gradients at θ + Δ are taken in one by one, and not kept.
 
     Attributes:
-        gradient: g.
-        before: θ, copies.
-        delta: The displacement that is judged, at scale 1.
         moved: Whether any weight is displaced, in any process.
+        start: Slopes of what g is the gradient of, at the beginning of the step.
+        change: The change of the loss to first order, gᵀΔ.
+        wsd: The weight-space discrepancy, ½‖Δ‖².
+        wsd_slopes: Its slopes at the end of the step.
         scale: The scale of the step that stays, against the one taken.
     """
 
-    def __init__(self, bases: Sequence[Base], values: Values, judged: Judged, processes: Processes) -> None:
-        """Take the step: the live weights are θ' afterwards."""
-        self._processes = processes
+    def __init__(
+        self,
+        bases: Sequence[Base],
+        values: Values,
+        judged: Judged,
+        processes: Processes,
+        *,
+        wsd: bool = False,
+        undo: bool = False,
+    ) -> None:
+        """Put the live weights at the end of the step to be judged.
+
+        Args:
+            bases: The base optimizers.
+            values: Effective hyperparameters.
+            judged: Whether momentum is left out of the judgement.
+            processes: Those that train together.
+            wsd: Whether the slopes of the weight-space discrepancy are wanted.
+            undo: Whether `abandon` is to be possible also where a base can only be judged by taking its step.
+        """
+        self._bases, self._processes = bases, processes
         moving = {name: param for base in bases for _, _, name, param in base.moving()}
         for name, param in moving.items():
             if param.is_complex():
                 raise ValueError(f"{name} is complex, which cannot be judged; train it with an optimizer of its own")
         self._live = {name: local(param) for name, param in moving.items()}
-        taken = all_or_none(bases, lambda base: base.take(values, judged))
-        self.gradient: Params = {name: tensor for t in taken for name, tensor in t.gradient.items()}
-        self.before: Params = {name: tensor for t in taken for name, tensor in t.before.items()}
-        self.delta: Params = {name: tensor for t in taken for name, tensor in t.delta.items()}
+        self._trials: list[Trial] = []
+        self._undo: list[Callable[[], None]] = []
+        try:
+            for base in bases:
+                if base.takes(judged) and (undo or len(bases) > 1):
+                    self._undo.append(base.backup())
+                self._trials.append(base.trial(values, judged))
+            self._pieces = [(trial, names) for trial in self._trials for names in trial.pieces]
+            self._place = {name: place for place, (_, names) in enumerate(self._pieces) for name in names}
+            self._go(wsd)
+        except BaseException:
+            self.abandon()
+            raise
         self.scale = 1.0
-        self._distinct = any(t.distinct for t in taken)
-        self._pullbacks = [t.pullback for t in taken]
-        self.moved = processes.any(any(bool(torch.any(delta != 0)) for delta in self.delta.values()))
+        self._end: Terms = {where: [] for where in self.start}  # the same in all processes
+        self._waiting: dict[int, Params] = {}
 
-    def pullback(self, cotangents: Params) -> Slopes:
-        """From a gradient at θ' to derivatives with respect to offsets, at the scale that stays."""
-        slopes: Slopes = {}
-        for pull in self._pullbacks:
-            slopes |= {where: self.scale * slope for where, slope in pull(cotangents).items()}
-        return dict(zip(slopes, self._processes.whole(list(slopes.values())), strict=True))
+    @property
+    def gradient(self) -> Params:
+        """The gradient g of everything that moves."""
+        return {name: tensor for trial in self._trials for name, tensor in trial.gradient.items()}
 
-    def linear_change(self) -> float:
-        """The change of the loss to first order, gᵀΔ, at the scale that stays."""
-        change = total(inner(self.gradient[name], delta) for name, delta in self.delta.items())
-        return self.scale * self._processes.whole([change])[0]
+    @property
+    def before(self) -> Params:
+        """θ, copies."""
+        return {name: tensor for trial in self._trials for name, tensor in trial.before.items()}
 
-    def wsd(self, scale: float) -> float:
-        """The weight-space discrepancy of the judged step at a scale, ½‖sΔ‖²."""
-        return scale**2 * self._processes.whole([half_square(self.delta).item()])[0]
+    def slopes(self, cotangents: Params) -> Slopes:
+        """From a gradient at θ + Δ to derivatives with respect to offsets."""
+        terms: Terms = {where: [] for where in self.start}
+        for trial, names in self._pieces:
+            found = {name: cotangents[name] for name in names if name in cotangents}
+            _add(terms, trial.look(names).pullback(found))
+        return self._whole(terms)
+
+    def take_in(self, name: str, gradient: Tensor) -> None:
+        """Take in a part of the gradient at θ + Δ: of one parameter, or a term of it."""
+        place = self._place.get(name)
+        if place is None:
+            return
+        waiting = self._waiting.setdefault(place, {})
+        waiting[name] = waiting[name] + gradient if name in waiting else gradient
+        if len(waiting) == len(self._pieces[place][1]):
+            self._pull(place)
+
+    def end(self) -> Slopes:
+        """Slopes at the end of the step, of what all that has been taken in is the gradient of."""
+        for place in list(self._waiting):
+            self._pull(place)
+        return self._whole(self._end)
 
     @contextmanager
     def at(self, scale: float) -> Iterator[None]:
-        """Put the live weights at θ + scale·Δ; at the end, exactly back to where they were."""
-        if scale == self.scale and not self._distinct:
+        """Put the live weights at θ + scale·Δ; at the end, exactly back to θ + Δ."""
+        if scale == 1.0:
             yield
-            return
-        kept = {name: param.detach().clone() for name, param in self._live.items()}
+        elif scale == 0.0:
+            self._swap()
+            try:
+                yield
+            finally:
+                self._swap()
+        else:
+            kept = {name: param.detach().clone() for name, param in self._live.items()}
+            try:
+                for trial, names in self._pieces:
+                    self._put(trial, trial.look(names), scale)
+                yield
+            finally:
+                with torch.no_grad():
+                    for name, param in self._live.items():
+                        param.copy_(kept[name])
+
+    def commit(self) -> None:
+        """Take the steps that have only been looked at; if one fails, none is taken."""
+        self._back()
+        commits = [(base, trial.commit) for base, trial in zip(self._bases, self._trials, strict=True) if trial.commit]
         try:
-            with torch.no_grad():
-                for name, param in self._live.items():
-                    param.copy_(self.before[name] + scale * self.delta[name])
-            yield
-        finally:
-            with torch.no_grad():
-                for name, param in self._live.items():
-                    param.copy_(kept[name])
+            all_or_none(commits)
+        except BaseException:
+            self.abandon()
+            raise
+        self._undo = []
+
+    def abandon(self) -> None:
+        """Take no step: everything is as it was, as far as it can be undone."""
+        self._back()
+        for undo in self._undo:
+            undo()
 
     def rescale(self, factor: float) -> None:
         """Make the step that stays longer or shorter: θ + factor·(θ' − θ)."""
         if factor != 1.0:
             self.scale *= factor
             with torch.no_grad():
-                for name, param in self._live.items():
-                    param.copy_(self.before[name] + factor * (param - self.before[name]))
+                for trial in self._trials:
+                    for name, before in trial.before.items():
+                        param = self._live[name]
+                        param.copy_(before + factor * (param - before))
+
+    def _go(self, wsd: bool) -> None:
+        """Put the live weights at θ + Δ, and learn what there is to know on the way."""
+        starts, ends = Terms(), Terms()
+        changes: list[Tensor] = []
+        halves: list[Tensor] = []
+        moved: list[Tensor] = []
+        for trial, names in self._pieces:
+            piece = trial.look(names)
+            for name, delta in piece.delta.items():
+                changes.append(inner(trial.gradient[name], delta))
+                halves.append(0.5 * inner(delta, delta))
+                moved.append(torch.any(delta != 0))
+            _add(starts, piece.pullback({name: trial.gradient[name] for name in names}))
+            if wsd:
+                _add(ends, piece.pullback(piece.delta))
+            if trial.commit is not None:
+                self._put(trial, piece, 1.0)
+        self.moved = self._processes.any(total(moved) > 0.0)
+        self.start, self.wsd_slopes = self._whole(starts), self._whole(ends)
+        self.change, self.wsd = self._processes.whole([total(changes), total(halves)])
+
+    def _put(self, trial: Trial, piece: Piece, scale: float) -> None:
+        with torch.no_grad():
+            for name, delta in piece.delta.items():
+                self._live[name].copy_(trial.before[name] + scale * delta)
+
+    def _back(self) -> None:
+        """Put the weights of steps that have only been looked at to θ."""
+        with torch.no_grad():
+            for trial in self._trials:
+                for name, before in trial.before.items() if trial.commit else ():
+                    self._live[name].copy_(before)
+
+    def _swap(self) -> None:
+        """Exchange the live weights and their copies."""
+        with torch.no_grad():
+            for trial in self._trials:
+                for name, before in trial.before.items():
+                    live = self._live[name].clone()
+                    self._live[name].copy_(before)
+                    before.copy_(live)
+
+    def _pull(self, place: int) -> None:
+        trial, names = self._pieces[place]
+        _add(self._end, trial.look(names).pullback(self._waiting.pop(place)))
+
+    def _whole(self, terms: Terms) -> Slopes:
+        """The sums of derivatives, over all processes too."""
+        slopes = [total(parts) for parts in terms.values()]
+        return dict(zip(terms, self._processes.whole(slopes), strict=True))
 
 
 def step_all(bases: Sequence[Base], values: Values) -> None:
     """Take the step of every base, or of none."""
-    all_or_none(bases, lambda base: base.step(values))
+    all_or_none([(base, partial(base.step, values)) for base in bases])
 
 
-def all_or_none(bases: Sequence[Base], take: Callable[[Base], Result]) -> list[Result]:
-    """Take the step of every base; if a later one raises, those before it are put back.
+def all_or_none(steps: Sequence[tuple[Base, Callable[[], None]]]) -> None:
+    """Take steps of bases; if a later one raises, those before it are put back.
 
     What they may change is copied before; the last one's, which is all there is where there is but one, is not.
     """
     backups: list[Callable[[], None]] = []
-    results = []
     try:
-        for base in bases:
-            if base is not bases[-1]:
+        for place, (base, take) in enumerate(steps, 1):
+            if place < len(steps):
                 backups.append(base.backup())
-            results.append(take(base))
+            take()
     except BaseException:
         for restore in backups:
             restore()
         raise
-    return results
+
+
+def _add(terms: Terms, more: Terms) -> None:
+    for where, parts in more.items():
+        terms.setdefault(where, []).extend(parts)

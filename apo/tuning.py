@@ -13,12 +13,10 @@ from apo.domains import shift
 from apo.gradient import Gradient, GradientState
 from apo.hypers import Coordinate, Tune
 from apo.meta import paper
-from apo.newton import LossWatch, Newton, NewtonState
-from apo.places import START, Place, places_of, rate_of, start_of
+from apo.newton import LossWatch, Newton, NewtonState, Trust
+from apo.places import FARTHEST, START, Place, offset_of, places_of, rate_of, start_of
 
 LR = Coordinate("lr", "")
-FARTHEST = 500.0
-"""Offsets stay below this, so that factors stay finite."""
 
 
 class Tuning:
@@ -31,16 +29,27 @@ class Tuning:
         offsets: The offset of every coordinate, in the unconstrained coordinate of its domain.
         newton: Averages of slope and curvature.
         watch: The losses of earlier meta-steps.
+        trust: Whether gradients are the loss's own.
         searched: Whether the scale of the first step has been searched.
     """
 
     def __init__(
         self, tune: Mapping[str, Tune], meta: Newton | Gradient, relative: Callable[[int], float] | None
     ) -> None:
-        """Hold the configuration; `link` finds the coordinates."""
+        """Hold the configuration; `link` finds the coordinates.
+
+        Raises:
+            ValueError: If losses are to judge more than the one global learning rate.
+        """
+        if isinstance(meta, Newton) and meta.curvature == "losses":
+            finer = [
+                f"tune={{{name!r}: {how.by!r}}}" for name, how in tune.items() if (name, how.by) != ("lr", "global")
+            ]
+            if finer:
+                raise ValueError(f"curvature='losses' judges one global lr alone: drop {finer[0]}, or that option")
         self.tune, self.meta, self.relative = dict(tune), meta, relative
         self.offsets: dict[Coordinate, float] = {}
-        self.newton, self.watch = NewtonState(), LossWatch()
+        self.newton, self.watch, self.trust = NewtonState(), LossWatch(), Trust()
         self.searched = False
         self._gradient: GradientState | None = None
         self._bases: Sequence[Base] = ()
@@ -56,6 +65,11 @@ class Tuning:
     def backtracks(self) -> bool:
         """Whether a step that made its own batch clearly worse is to be shortened."""
         return isinstance(self.meta, Newton) and self.meta.backtrack and "lr" in self.tune
+
+    @property
+    def by_losses(self) -> bool:
+        """Whether losses are to judge a step wherever they can."""
+        return isinstance(self.meta, Newton) and self.meta.curvature == "losses" and "lr" in self.tune
 
     def link(self, bases: Sequence[Base]) -> None:
         """Find the coordinates of the bases' groups; those known before keep where they are.
@@ -208,6 +222,7 @@ class Tuning:
         numbers: dict[str, Any] = {f"offset/{coordinate.label}": u for coordinate, u in self.offsets.items()}
         numbers |= {f"newton/{name}": value for name, value in vars(self.newton).items()}
         numbers |= {f"watch/{name}": value for name, value in vars(self.watch).items()}
+        numbers |= {f"trust/{name}": int(value) for name, value in vars(self.trust).items()}
         numbers["searched"] = int(self.searched)
         if self._gradient is not None:
             numbers |= {f"gradient/{name}": value for name, value in self._gradient.numbers().items()}
@@ -227,9 +242,10 @@ class Tuning:
             ValueError: If a number is missing, or of the wrong kind.
         """
         self.newton, self.watch = NewtonState(), restored(LossWatch(), numbers, "watch/")
+        self.trust = restored(Trust(), {n: x for n, x in numbers.items() if n.startswith("trust/")}, "trust/")
         if offsets:
             self.newton = restored(self.newton, numbers, "newton/")
-            found = {coordinate: _offset(numbers, coordinate) for coordinate in self.offsets}
+            found = {coordinate: offset_of(numbers, coordinate) for coordinate in self.offsets}
             self.offsets = dict.fromkeys(found, 0.0)
             for coordinate, offset in found.items():
                 self._set(coordinate, offset, at_once=True)
@@ -280,14 +296,3 @@ class Tuning:
 
     def _schedule(self, steps: int) -> float:
         return 1.0 if self.relative is None else real(f"relative({steps})", self.relative(steps))
-
-
-def _offset(numbers: Mapping[str, Any], coordinate: Coordinate) -> float:
-    """The offset of a coordinate in a checkpoint; if it is not there, the mean over its hyperparameter's."""
-    label = f"offset/{coordinate.label}"
-    names = [name for name in numbers if name.split("/")[:2] == ["offset", coordinate.hyper]]
-    found = [number(numbers, name, 0.0) for name in ([label] if label in names else names)]
-    offset = sum(found) / len(found) if found else 0.0
-    if abs(offset) >= FARTHEST:
-        raise ValueError(f"the checkpoint's {label}={offset!r} is not within (-{FARTHEST:g}, {FARTHEST:g})")
-    return offset

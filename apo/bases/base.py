@@ -1,4 +1,4 @@
-"""What a base optimizer owes the shell: take the step, and return its pullback.
+"""What a base optimizer owes the shell: a step to be judged, in pieces, and the pullback of each.
 
 Two implementations. An update rule keeps the tape of its own arithmetic. A torch optimizer needs no tape: its step is
 proportional to its learning rate, so dθ'/d log lr is the displacement Δ = θ' − θ, and the pullback is ⟨G, Δ⟩.
@@ -6,7 +6,7 @@ proportional to its learning rate, so dθ'/d log lr is the displacement Δ = θ'
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,28 +18,49 @@ from apo.types import Domain, Judged, Params
 
 Values = list[dict[str, float | dict[str, float]]]
 """Effective hyperparameters, one dict for each group of the shell: a float, or a dict of them by parameter name."""
-Slopes = dict[tuple[Coordinate, int], float]
-"""Derivatives with respect to offsets, apart for each group that shares one."""
+Where = tuple[Coordinate, int]
+"""A tuned number, and one of the groups that share it."""
+Terms = dict[Where, list[Tensor]]
+"""Derivatives with respect to offsets: of each, numbers [] that add up to it."""
+Slopes = dict[Where, float]
+"""Derivatives with respect to offsets."""
 NUMBER = "group_number"
 """The key under which a group keeps its number: it stays the same when a group is added to a base before its own."""
 
 
-class Taken(NamedTuple):
-    """A step that has been taken, and what it takes to judge it.
+PIECE = 2**18
+"""Elements that are looked at together: so many that calls cost little, so few that a copy of them is nothing."""
+
+
+class Piece(NamedTuple):
+    """A step, as far as it is of some parameters.
 
     Attributes:
-        gradient: The gradient g of everything that moved.
-        before: θ, copies.
-        delta: The displacement that is judged, θ' − θ.
-        distinct: Whether the step that was taken is another than θ + delta.
+        delta: Their displacement that is judged.
         pullback: From a gradient at θ + delta to derivatives with respect to offsets.
+    """
+
+    delta: Params
+    pullback: Callable[[Params], Terms]
+
+
+class Trial(NamedTuple):
+    """A step that is to be judged.
+
+    Attributes:
+        gradient: The gradient g of everything that it moves.
+        before: θ, copies.
+        pieces: The names of what it moves, in pieces.
+        look: From the names of a piece to that piece, any number of times while the live weights are where it leads.
+        commit: Takes the base optimizer's step, with the live weights at θ again; None where it has been taken, which
+            is the only way to know where it leads.
     """
 
     gradient: Params
     before: Params
-    delta: Params
-    distinct: bool
-    pullback: Callable[[Params], Slopes]
+    pieces: list[list[str]]
+    look: Callable[[Sequence[str]], Piece]
+    commit: Callable[[], None] | None
 
 
 class Base(ABC):
@@ -68,13 +89,17 @@ class Base(ABC):
         """Take the step with the given hyperparameters."""
 
     @abstractmethod
-    def take(self, values: Values, judged: Judged) -> Taken:
-        """Take the step, and return what it takes to judge it.
+    def trial(self, values: Values, judged: Judged) -> Trial:
+        """The step to be judged; it is taken if that is the only way to know where it leads.
 
         Args:
             values: Effective hyperparameters.
             judged: Whether momentum is left out of the step that is judged.
         """
+
+    @abstractmethod
+    def takes(self, judged: Judged) -> bool:
+        """Whether a trial takes the step."""
 
     def without_momentum(self, judged: Judged) -> bool:
         """Whether steps are judged without their momentum."""
@@ -127,6 +152,19 @@ class Base(ABC):
             state.update(saved)
 
         return restore
+
+
+def in_pieces(params: Params) -> Iterator[list[str]]:
+    """The names of parameters, a piece at a time."""
+    names: list[str] = []
+    size = 0
+    for name, param in params.items():
+        if names and size + param.numel() > PIECE:
+            yield names
+            names, size = [], 0
+        names, size = [*names, name], size + param.numel()
+    if names:
+        yield names
 
 
 def _clone(value: Any) -> Any:

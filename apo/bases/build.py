@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from apo.bases.base import NUMBER, Base
-from apo.bases.rule import RuleBase, RuleOptimizer
+from apo.bases.rule import RuleBase
+from apo.bases.rule_optimizer import RuleOptimizer
 from apo.bases.sharding import check_shards
 from apo.bases.torch_optimizer import TorchBase
 from apo.checkpoint import BLANK

@@ -1,8 +1,8 @@
-"""The momentum-free direction of torch's own optimizers, read from their state after a step.
+"""The momentum-free direction of torch's own optimizers, ahead of their step.
 
 A learning rate is judged along the direction that the optimizer would take without momentum; momentum then acts on
-top (the paper, §5 and App. G). Each function below is given a parameter group, the parameter's state after the step,
-its gradient and its value before the step, and returns d in θ' = θ − lr·d, weight decay included.
+top (the paper, §5 and App. G). Each function below is given a parameter group, the parameter's state before the step,
+its gradient and its value, and returns d in θ' = θ − lr·d, weight decay included; it changes nothing.
 """
 
 import math
@@ -16,72 +16,90 @@ Group = dict[str, Any]
 Direction = Callable[[Group, dict[str, Any], Tensor, Tensor], Tensor]
 
 
-def _l2(group: Group, grad: Tensor, before: Tensor) -> Tensor:
-    grad = -grad if group["maximize"] else grad
-    return grad.add(before, alpha=group["weight_decay"]) if group["weight_decay"] else grad
-
-
-def _split(group: Group, grad: Tensor, before: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The gradient, and the decay if it is decoupled (else it is in the gradient)."""
-    if group.get("decoupled_weight_decay") and group["weight_decay"]:
-        return -grad if group["maximize"] else grad, group["weight_decay"] * before
-    return _l2(group, grad, before), None
-
-
-def _scaled(group: Group, grad: Tensor, before: Tensor, denominator: Tensor | float) -> Tensor:
-    grad, decay = _split(group, grad, before)
-    direction = grad / denominator
-    return direction if decay is None else direction + decay
-
-
-def sgd(group: Group, state: dict[str, Any], grad: Tensor, before: Tensor) -> Tensor:
+def sgd(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
     """The gradient."""
-    return _l2(group, grad, before)
+    return _l2(group, grad, param)
 
 
-def adam(group: Group, state: dict[str, Any], grad: Tensor, before: Tensor) -> Tensor:
+def adam(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
     """The gradient over √v̂ + ε; Adam and NAdam."""
-    square = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
-    correction = 1.0 - group["betas"][1] ** float(state["step"])
-    return _scaled(group, grad, before, (square / correction).sqrt_().add_(group["eps"]))
+    grad, decay = _split(group, grad, param)
+    beta = group["betas"][1]
+    square = _average(state, "exp_avg_sq", beta, grad.square())
+    if group.get("amsgrad") and state:
+        square = torch.maximum(square, state["max_exp_avg_sq"])
+    correction = 1.0 - beta ** _count(state)
+    return _decayed(grad / square.div_(correction).sqrt_().add_(group["eps"]), decay)
 
 
-def adamw(group: Group, state: dict[str, Any], grad: Tensor, before: Tensor) -> Tensor:
+def adamw(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
     """As `adam`, with the decay decoupled; groups of older versions of torch do not say so themselves."""
-    return adam({**group, "decoupled_weight_decay": True}, state, grad, before)
+    return adam({**group, "decoupled_weight_decay": True}, state, grad, param)
 
 
-def sparse_adam(group: Group, state: dict[str, Any], grad: Tensor, before: Tensor) -> Tensor:
+def sparse_adam(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
     """As `adam` without a decay, where the gradient has rows; ε is added before the correction."""
-    correction = 1.0 - group["betas"][1] ** float(state["step"])
-    direction: Tensor = grad * math.sqrt(correction) / state["exp_avg_sq"].sqrt().add_(group["eps"])
+    beta = group["betas"][1]
+    square = _average(state, "exp_avg_sq", beta, grad.square())
+    direction: Tensor = grad * math.sqrt(1.0 - beta ** _count(state)) / square.sqrt_().add_(group["eps"])
     return -direction if group["maximize"] else direction
 
 
-def radam(group: Group, state: dict[str, Any], grad: Tensor, before: Tensor) -> Tensor:
+def radam(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
     """The gradient, rectified once the variance is tractable."""
-    beta, step = group["betas"][1], float(state["step"])
+    grad, decay = _split(group, grad, param)
+    beta, step = group["betas"][1], _count(state)
     correction = 1.0 - beta**step
     longest = 2.0 / (1.0 - beta) - 1.0
     length = longest - 2.0 * step * beta**step / correction
     if length <= 5.0:
-        return _scaled(group, grad, before, 1.0)
+        return _decayed(grad, decay)
     rectifier = math.sqrt((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length))
-    denominator = state["exp_avg_sq"].sqrt().add_(group["eps"]).div_(rectifier * math.sqrt(correction))
-    return _scaled(group, grad, before, denominator)
+    square = _average(state, "exp_avg_sq", beta, grad.square())
+    return _decayed(grad / square.sqrt_().add_(group["eps"]).div_(rectifier * math.sqrt(correction)), decay)
 
 
-def adamax(group: Group, state: dict[str, Any], grad: Tensor, before: Tensor) -> Tensor:
+def adamax(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
     """The gradient over the infinity norm."""
-    return _scaled(group, grad, before, state["exp_inf"])
+    grad = _l2(group, grad, param)
+    largest = grad.abs().add_(group["eps"])
+    return grad / (torch.maximum(group["betas"][1] * state["exp_inf"], largest) if state else largest)
 
 
-def rmsprop(group: Group, state: dict[str, Any], grad: Tensor, before: Tensor) -> Tensor:
+def rmsprop(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
     """The gradient over √s + ε."""
-    square = state["square_avg"]
+    grad = _l2(group, grad, param)
+    square = _average(state, "square_avg", group["alpha"], grad.square())
     if group["centered"]:
-        square = square.addcmul(state["grad_avg"], state["grad_avg"], value=-1.0)
-    return _scaled(group, grad, before, square.sqrt().add_(group["eps"]))
+        mean = _average(state, "grad_avg", group["alpha"], grad)
+        square = square.addcmul_(mean, mean, value=-1.0)
+    return grad / square.sqrt_().add_(group["eps"])
+
+
+def _l2(group: Group, grad: Tensor, param: Tensor) -> Tensor:
+    grad = -grad if group["maximize"] else grad
+    return grad.add(param, alpha=group["weight_decay"]) if group["weight_decay"] else grad
+
+
+def _split(group: Group, grad: Tensor, param: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The gradient, and the decay if it is decoupled (else it is in the gradient)."""
+    if group.get("decoupled_weight_decay") and group["weight_decay"]:
+        return -grad if group["maximize"] else grad, group["weight_decay"] * param
+    return _l2(group, grad, param), None
+
+
+def _decayed(direction: Tensor, decay: Tensor | None) -> Tensor:
+    return direction if decay is None else direction.add(decay)
+
+
+def _average(state: dict[str, Any], key: str, beta: float, new: Tensor) -> Tensor:
+    """A running average after the step; before the first one there is no state."""
+    return (1.0 - beta) * new + beta * state[key] if state else (1.0 - beta) * new
+
+
+def _count(state: dict[str, Any]) -> float:
+    """The number of steps after the step."""
+    return float(state["step"]) + 1.0 if state else 1.0
 
 
 BY_CLASS: dict[type[torch.optim.Optimizer], Direction] = {

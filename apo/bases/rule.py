@@ -1,127 +1,21 @@
 """An update rule as a base optimizer: its state in an optimizer's groups, its tape as the pullback."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from apo.bases.base import Base, Slopes, Taken, Values
+from apo.bases.base import Base, Piece, Terms, Trial, Values, in_pieces
 from apo.bases.directions import built_up
+from apo.bases.rule_optimizer import RuleOptimizer
 from apo.domains import derivative
 from apo.hypers import Coordinate
-from apo.proximal import lookahead, momentum_free
-from apo.shards import local, spread_like
+from apo.lifting import is_elementwise
+from apo.proximal import Lookahead, lookahead, momentum_free
+from apo.shards import local
 from apo.trees import scalar
-from apo.types import Domain, Judged, Params, Rule, Statistics
-
-
-class RuleOptimizer(torch.optim.Optimizer):
-    """The groups and the state of an update rule; its `RuleBase` steps it.
-
-    A field of the rule's state that is keyed by parameter name lives in ``state[p][field]``, any other in the state of
-    the group's first parameter.
-    """
-
-    def __init__(self, params: Iterable[Any], rule: Rule[Any, Any], names: Mapping[Tensor, str]) -> None:
-        """Hold a rule's groups; every hyperparameter of the rule is an option of the group, a float."""
-        self.rule, self.names = rule, names
-        super().__init__(params, {name: value.item() for name, value in rule.hypers._asdict().items()})
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything that a copy needs."""
-        return {**super().__getstate__(), "rule": self.rule, "names": self.names}
-
-    @property
-    def required(self) -> tuple[str, ...]:
-        """The options that a group of a checkpoint must have."""
-        return tuple(self.rule.hypers._fields)
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Refuse: hyperparameters come from the shell."""
-        raise RuntimeError("a rule's step is taken by apo.APO, not by the optimizer that holds its state")
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; what the rule leaves out of its step cannot be an option of the group."""
-        self.check_left_out(param_group)
-        super().add_param_group(param_group)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load without casting: a rule's state keeps the dtype, and the device that ``init`` gives it."""
-        params = [param for group in self.param_groups for param in group["params"]]
-        entries = {params[i]: self._housed(params[i], entry) for i, entry in state_dict["state"].items()}
-        for group in state_dict["param_groups"]:
-            self.check_left_out(group)
-        super().load_state_dict(state_dict)
-        self.state.update(entries)
-
-    def _housed(self, param: Tensor, entry: dict[str, Any]) -> dict[str, Any]:
-        """A parameter's state as loaded, on the devices where it lives."""
-        name = self.names[param]
-        fresh = self.rule.init({name: param.detach()})._asdict()
-        own = {field: value[name] for field, value in fresh.items() if isinstance(value, dict) and name in value}
-        homes = own | {field: value for field, value in fresh.items() if isinstance(value, Tensor)}
-        if entry and not own.keys() <= entry.keys() <= homes.keys():
-            raise ValueError(
-                f"the checkpoint's state of {name} is {', '.join(sorted(entry))}, that of this rule "
-                f"{', '.join(sorted(own)) or 'empty'}: it is of another rule, or of one with other options"
-            )
-        for field, value in entry.items():
-            if not isinstance(value, Tensor) or value.shape != homes[field].shape:
-                was = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-                raise ValueError(
-                    f"the checkpoint's {field} of {name} is {was}, not of shape {tuple(homes[field].shape)}: "
-                    "are the parameters in the same order?"
-                )
-        return {field: value.to(homes[field].device, copy=True) for field, value in entry.items()}
-
-    def check_left_out(self, group: Mapping[str, Any]) -> None:
-        """Raise if a group sets what the rule leaves out of its step."""
-        for hyper, made in self.rule.hypers._asdict().items():
-            if hyper != "lr" and made == 0.0 and group.get(hyper, 0.0) != 0.0:
-                raise ValueError(
-                    f"a group has {hyper}={group[hyper]!r}, but its rule was made with {hyper}=0, which may leave it "
-                    f"out of the step: make the rule with a positive {hyper}, and set 0 in the other groups"
-                )
-
-    def gather(self, group: dict[str, Any]) -> tuple[Params, Params, Params, Any]:
-        """Live parameters, their values, gradients and state, of all in a group that have a gradient; their shards.
-
-        Raises:
-            ValueError: If a gradient is sparse.
-        """
-        live = {self.names[param]: param for param in group["params"] if param.grad is not None}
-        for name, param in live.items():
-            if cast(Tensor, param.grad).layout != torch.strided:
-                raise ValueError(
-                    f"{name} has a sparse gradient, which a rule cannot take: make its layer with sparse=False, "
-                    "or give apo.APO a list, with torch.optim.SGD, Adagrad or SparseAdam for this parameter"
-                )
-        params = {name: local(param.detach()) for name, param in live.items()}
-        fresh = self.rule.init({name: param for name, param in params.items() if not self.state.get(live[name])})
-        fields = []
-        for field, start in fresh._asdict().items():
-            if isinstance(start, dict):
-                kept = {name: local(self.state[p][field]) for name, p in live.items() if field in self.state.get(p, ())}
-                fields.append(kept | start)
-            else:
-                fields.append(self.state[group["params"][0]].get(field, start))
-        return live, params, {name: local(cast(Tensor, p.grad)) for name, p in live.items()}, type(fresh)(*fields)
-
-    def keep(self, group: dict[str, Any], live: Params, state: Any) -> None:
-        """Write a new state to where it lives.
-
-        Distributed checkpointing wants an entry for every parameter, if there is one for any.
-        """
-        if any(not isinstance(value, dict) or value for value in state):
-            for param in live.values():
-                self.state.setdefault(param, {})
-        for field, value in state._asdict().items():
-            if isinstance(value, dict):
-                for name, entry in value.items():
-                    self.state[live[name]][field] = spread_like(live[name], entry)
-            else:
-                self.state[group["params"][0]][field] = value
+from apo.types import Domain, Judged, Params, Statistics
 
 
 class RuleBase(Base):
@@ -143,38 +37,63 @@ class RuleBase(Base):
                 done.append((group, live, *rule.step(params, grads, state, self._hypers(group, values[index]))))
         self._commit(done)
 
-    def take(self, values: Values, judged: Judged) -> Taken:
-        """Take the step; its pullback is the tape of the rule."""
-        rule, done = self.optimizer.rule, []
-        judge = momentum_free(rule) if self.without_momentum(judged) else rule
+    def takes(self, judged: Judged) -> bool:
+        """A rule says where it leads without going there."""
+        return False
+
+    def trial(self, values: Values, judged: Judged) -> Trial:
+        """The step to be judged; the pullback of a piece is the tape of the rule.
+
+        The tape of an elementwise rule is made anew whenever a piece is looked at, that of any other one is kept.
+        """
+        rule = self.optimizer.rule
+        free, alone = self.without_momentum(judged), is_elementwise(rule)
+        judge = momentum_free(rule) if free else rule
         gradient: Params = {}
         before: Params = {}
-        delta: Params = {}
-        groups, pullbacks = dict(self.groups()), {}
+        pieces: list[list[str]] = []
+        parts: dict[str, _Part] = {}
         for index, group in self.groups():
             live, params, grads, state = self.optimizer.gather(group)
             params = {name: param.clone() for name, param in params.items()}  # the commit must not touch the tape
-            hypers = self._hypers(group, values[index])
-            new, new_state, pullbacks[index] = lookahead(judge, params, grads, state, hypers)
+            hypers, tuned = self._hypers(group, values[index]), self.tune.keys() & values[index].keys()
+            part = _Part(index, group, live, params, grads, state, hypers, tuned)
+            if params:
+                pieces += in_pieces(params) if alone else [list(params)]
+            parts |= dict.fromkeys(params, part)
             gradient |= grads
             before |= params
-            delta |= {name: new[name] - param for name, param in params.items()}
-            if judge is not rule:
-                with torch.no_grad():
-                    new, new_state = rule.step(params, grads, state, hypers)
-            done.append((group, live, new, new_state))
-        self._commit(done)
+        kept: dict[int, Lookahead[Any, Any]] = {}
 
-        def pull(cotangents: Params) -> Slopes:
-            slopes: Slopes = {}
-            for index, pullback in pullbacks.items():
-                natural = pullback(cotangents)._asdict()
-                for hyper in (hyper for hyper in self.tune if hyper in natural and hyper in values[index]):
-                    for coordinate, slope in self._chain(groups[index], hyper, natural[hyper], values[index][hyper]):
-                        slopes[coordinate, index] = slopes.get((coordinate, index), 0.0) + slope
-            return slopes
+        def ahead(part: "_Part", names: Sequence[str]) -> Lookahead[Any, Any]:
+            if alone:
+                return lookahead(judge, *part.of(names), wrt=part.tuned)
+            if part.number not in kept:
+                kept[part.number] = lookahead(judge, *part.whole, wrt=part.tuned)
+            return kept[part.number]
 
-        return Taken(gradient, before, delta, judge is not rule, pull)
+        def look(names: Sequence[str]) -> Piece:
+            part = parts[names[0]]
+            found = ahead(part, names)
+
+            def pullback(cotangents: Params) -> Terms:
+                natural, terms = found.pullback(cotangents)._asdict(), Terms()
+                for hyper in (hyper for hyper in self.tune if hyper in natural and hyper in part.tuned):
+                    setting = values[part.number][hyper]
+                    for coordinate, slope in self._chain(part.group, hyper, natural[hyper], setting):
+                        terms.setdefault((coordinate, part.number), []).append(slope)
+                return terms
+
+            return Piece({name: found.params[name] - before[name] for name in names}, pullback)
+
+        def commit() -> None:
+            if alone or judge is not rule:
+                self.step(values)
+            else:
+                found = [(part, ahead(part, ())) for part in {id(part): part for part in parts.values()}.values()]
+                self._commit([(part.group, part.live, new.params, new.state) for part, new in found])
+
+        return Trial(gradient, before, pieces, look, commit)
 
     def observe(self, statistics: Statistics) -> Callable[[], None]:
         """Fold statistics of the model's curvature into the state; the returned function takes it back."""
@@ -237,7 +156,7 @@ class RuleBase(Base):
 
     def _chain(
         self, group: dict[str, Any], hyper: str, natural: Tensor | Params, value: float | dict[str, float]
-    ) -> Iterable[tuple[Coordinate, float]]:
+    ) -> Iterable[tuple[Coordinate, Tensor]]:
         """Derivatives with respect to offsets, from those in natural units."""
         domain = self.domains[hyper]
         if isinstance(natural, dict) and isinstance(value, dict):
@@ -246,7 +165,34 @@ class RuleBase(Base):
             pairs = [("", cast(Tensor, natural), cast(float, value))]
         for name, slope, at in pairs:
             if domain.contains(at):
-                yield self.coordinate(hyper, group, name), slope.item() * derivative(domain, at)
+                yield self.coordinate(hyper, group, name), slope * derivative(domain, at)
+
+
+class _Part(NamedTuple):
+    """What goes into the step of a group, which has this number among all."""
+
+    number: int
+    group: dict[str, Any]
+    live: Params
+    params: Params
+    grads: Params
+    state: Any
+    hypers: Any
+    tuned: set[str]
+
+    @property
+    def whole(self) -> tuple[Params, Params, Any, Any]:
+        """All of it."""
+        return self.params, self.grads, self.state, self.hypers
+
+    def of(self, names: Sequence[str]) -> tuple[Params, Params, Any, Any]:
+        """What goes into the steps of some parameters."""
+
+        def some(field: Any) -> Any:
+            return {name: field[name] for name in names if name in field} if isinstance(field, dict) else field
+
+        params, grads, state, hypers = self.whole
+        return some(params), some(grads), type(state)(*map(some, state)), type(hypers)(*map(some, hypers))
 
 
 def _tensors(value: float | dict[str, float]) -> Tensor | Params:

@@ -1,19 +1,20 @@
 """A torch optimizer as a base optimizer: its step is linear in its learning rate, and that is all there is to know."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from apo.bases.base import Base, Slopes, Taken, Values
+from apo.bases.base import Base, Piece, Terms, Trial, Values, in_pieces
 from apo.bases.directions import BY_CLASS, UNCORRECTED, built_up, momentum
 from apo.bases.linearity import why_not_linear
 from apo.domains import POSITIVE
-from apo.hypers import Coordinate, Tune
+from apo.hypers import Tune
 from apo.shards import local
-from apo.trees import compute_dtype, dense, inner, total
+from apo.trees import compute_dtype, dense, inner
 from apo.types import Domain, Judged, Params
 
 
@@ -57,40 +58,54 @@ class TorchBase(Base):
         scaled = {name for index, _, name, _ in self.moving() if index in apart} if apart else set()
         self._step(values, self.copies(scaled) if scaled else {})
 
-    def take(self, values: Values, judged: Judged) -> Taken:
-        """Take the step; its pullback is ⟨G, Δ⟩."""
-        moving = list(self.moving())
-        before = self.copies()
+    def takes(self, judged: Judged) -> bool:
+        """Not where its class is known and the step that is judged is another: without momentum, or without rounding.
+
+        Of a step of weights of low precision, their rounding may be all that is left.
+        """
+        moving = [(bool(momentum(group)), param.dtype) for _, group, _, param in self.moving()]
+        told = type(self.optimizer) in BY_CLASS and (self.without_momentum(judged) or not any(a for a, _ in moving))
+        return not (told and any(averages or compute_dtype(dtype) != dtype for averages, dtype in moving))
+
+    def trial(self, values: Values, judged: Judged) -> Trial:
+        """The step to be judged; the pullback of a piece is ⟨G, Δ⟩."""
+        moving = {name: (index, group, param) for index, group, name, param in self.moving()}
+        before, takes = self.copies(), self.takes(judged)
         # With foreach, SGD leaves g + μv in the place of a gradient g under nesterov.
-        gradient = {n: _gradient(p).clone() if g.get("nesterov") else _gradient(p) for _, g, n, p in moving}
-        self._step(values, before)
-        known, free = BY_CLASS.get(type(self.optimizer)), self.without_momentum(judged)
-        delta: Params = {}
-        distinct = False
-        for index, group, name, param in moving:
-            averages, wide = bool(momentum(group)), compute_dtype(param.dtype)
-            # Of a step of weights of low precision, their rounding may be all that is left.
-            if known is None or (averages and not free) or not (averages or wide != param.dtype):
-                delta[name] = local(param.detach()) - before[name]
-                continue
-            distinct = distinct or averages
-            rate = values[index].get("lr", group["lr"])
-            state = {key: local(x) if isinstance(x, Tensor) else x for key, x in self.optimizer.state[param].items()}
-            along = known(group, state, gradient[name].to(wide), before[name].to(wide))
-            delta[name] = -(rate[name] if isinstance(rate, dict) else rate) * along
+        kept = {name for name, (_, group, _) in moving.items() if takes and group.get("nesterov")}
+        gradient = {n: _gradient(p).clone() if n in kept else _gradient(p) for n, (_, _, p) in moving.items()}
+        rates = {n: values[index].get("lr", group["lr"]) for n, (index, group, _) in moving.items()}
         owners = {
-            name: (self.coordinate("lr", group, name), index) for index, group, name, _ in moving if "lr" in self.tune
+            name: (self.coordinate("lr", group, name), index)
+            for name, (index, group, _) in moving.items()
+            if "lr" in self.tune
         }
 
-        def pullback(cotangents: Params) -> Slopes:
-            parts: dict[tuple[Coordinate, int], list[Tensor]] = {}
-            for name, where in owners.items():
-                terms = parts.setdefault(where, [])
-                if name in cotangents:
-                    terms.append(inner(cotangents[name], delta[name]))
-            return {where: total(terms) for where, terms in parts.items()}
+        def displacement(name: str) -> Tensor:
+            _, group, param = moving[name]
+            if takes:
+                return local(param.detach()) - before[name]
+            wide, rate = compute_dtype(param.dtype), rates[name]
+            state = self.optimizer.state.get(param, {})
+            parts = {key: local(x) if isinstance(x, Tensor) else x for key, x in state.items()}
+            along = BY_CLASS[type(self.optimizer)](group, parts, gradient[name].to(wide), before[name].to(wide))
+            size: float = rate[name] if isinstance(rate, dict) else rate
+            return along.mul(-size)
 
-        return Taken(gradient, before, delta, distinct, pullback)
+        def look(names: Sequence[str]) -> Piece:
+            delta = {name: displacement(name) for name in names}
+
+            def pullback(cotangents: Params) -> Terms:
+                terms: Terms = {}
+                for name in (name for name in names if name in cotangents and name in owners):
+                    terms.setdefault(owners[name], []).append(inner(cotangents[name], delta[name]))
+                return terms
+
+            return Piece(delta, pullback)
+
+        if takes:
+            self._step(values, before)
+        return Trial(gradient, before, list(in_pieces(before)), look, None if takes else partial(self.step, values))
 
     def build_up(self) -> float:
         """The longest memory of the groups whose momentum is not corrected for its start."""

@@ -66,16 +66,22 @@ def test_of_torch_optimizers(cls: Any, options: dict[str, Any], without: dict[st
         scale = 0.5 if step % 2 else 1.0
         for group in (*reference.param_groups, *twin.param_groups):
             group["lr"] = 0.03 * scale
-        taken = base.take([{"lr": 0.03 * scale}], judged)
+        trial = base.trial([{"lr": 0.03 * scale}], judged)
+        assert (trial.commit is None) == base.takes(judged)
+        (names,) = trial.pieces
+        piece = trial.look(names)
+        if trial.commit is not None:
+            assert all(torch.equal(p, old) for p, old in zip(params, before, strict=True)), "nothing is taken yet"
+            trial.commit()
         reference.step()
         twin.step()
         assert [bits(p) for p in params] == [bits(p) for p in followers], "what stays is the bare optimizer's"
         for i, (old, other, new) in enumerate(zip(before, twins, params, strict=True)):
             expected = (other if judged == "no-momentum" else new).detach() - old
-            torch.testing.assert_close(taken.delta[str(i)], expected, rtol=1e-9, atol=1e-13)
-            assert torch.equal(taken.before[str(i)], old)
-        slopes = taken.pullback({"0": torch.ones(4, 3, dtype=torch.float64)})
-        assert sum(slopes.values()) == pytest.approx(taken.delta["0"].sum().item(), rel=1e-9)
+            torch.testing.assert_close(piece.delta[str(i)], expected, rtol=1e-9, atol=1e-13)
+            assert torch.equal(trial.before[str(i)], old)
+        (terms,) = piece.pullback({"0": torch.ones(4, 3, dtype=torch.float64)}).values()
+        assert sum(terms).item() == pytest.approx(piece.delta["0"].sum().item(), rel=1e-9)
     assert opt.param_groups[0]["lr"] == 0.03
 
 
@@ -86,9 +92,9 @@ def test_without_momentum_the_step_itself_is_judged(cls: Any) -> None:
     base = TorchBase(cls([param], lr=0.1), {"lr": Tune()}, {param: "p"}, assume_linear=True, judged="no-momentum")
     base.optimizer.param_groups[0][NUMBER] = 0
     param.grad = randn(3, seed=2)
-    taken = base.take([{"lr": 0.1}], "no-momentum")
-    assert not taken.distinct
-    assert torch.equal(taken.before["p"] + taken.delta["p"], param.detach())
+    trial = base.trial([{"lr": 0.1}], "no-momentum")
+    assert trial.commit is None
+    assert torch.equal(trial.before["p"] + trial.look(["p"]).delta["p"], param.detach())
 
 
 def test_an_unknown_optimizer_with_momentum_is_judged_by_its_step_with_a_warning() -> None:

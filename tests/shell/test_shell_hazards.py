@@ -210,10 +210,12 @@ def test_learning_rates_of_layers_do_not_lose_the_digits_of_a_small_step() -> No
 def test_adamw_decays_apart_also_where_its_groups_do_not_say_so() -> None:
     """As in versions of torch before 2.7."""
     group = {"betas": (0.9, 0.99), "eps": 0.0, "weight_decay": 0.5, "maximize": False}
-    state = {"exp_avg_sq": torch.full((2,), 0.01), "step": torch.tensor(1.0)}
-    grad, before = torch.ones(2), torch.full((2,), 4.0)
-    assert torch.equal(adamw(group, state, grad, before), torch.full((2,), 1.0 + 2.0))
-    assert torch.equal(adam(group, state, grad, before), torch.full((2,), 3.0))
+    state = {"exp_avg_sq": torch.full((2,), 1.0), "step": torch.tensor(1.0)}
+    grad, param = torch.ones(2), torch.full((2,), 4.0)
+    for decay, found in ((0.5, adam(group, state, grad, param)), (0.0, adamw(group, state, grad, param))):
+        along = 1.0 + decay * 4.0
+        corrected = (0.99 + 0.01 * along**2) / (1.0 - 0.99**2)
+        torch.testing.assert_close(found, torch.full((2,), along / corrected**0.5 + (0.0 if decay else 0.5 * 4.0)))
 
 
 def test_a_batch_of_its_own_kind_survives_the_cut() -> None:

@@ -269,8 +269,8 @@ def test_mappings_and_outputs_with_a_loss() -> None:
 
 
 def test_functions_of_the_user() -> None:
-    """`forward=` and `target=`, or `evaluate=` in their place, give the same as the defaults."""
-    records = []
+    """`forward=` and `target=`, or `evaluate=` in their place, give the same as the defaults, which evaluate less."""
+    records, counts = [], []
     for options in (
         {"loss": F.cross_entropy},
         {"loss": F.cross_entropy, "forward": lambda m, b: m(b[0]), "target": lambda b: b[1]},
@@ -279,8 +279,11 @@ def test_functions_of_the_user() -> None:
         model = net()
         opt = apo.APO(model, apo.adam(lr=1e-2), objective=apo.Proximal(fsd=1.0), meta=apo.Newton(every=1), **options)
         train(model, opt, batches(3))
-        records.append((opt.record.rows, weights(model)))
+        rows = [{**row, "evaluations": None} for row in opt.record]
+        records.append((rows, weights(model)))
+        counts.append(sum(opt.record.column("evaluations")))
     assert records[0] == records[1] == records[2]
+    assert counts[0] < counts[1] == counts[2]
 
 
 def test_schedules_of_the_weights_of_both_terms() -> None:

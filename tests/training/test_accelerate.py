@@ -107,7 +107,9 @@ def test_a_run_is_that_of_a_plain_loop(task: Task, accumulated: int, precision: 
             opt.step()
             schedule.step()
             opt.zero_grad()
-    assert run.opt.record.rows == opt.record.rows and opt.record.rows
+    # Where forward= is the user's, the loss at the start of a step is evaluated anew.
+    rows, others = ([{**row, "evaluations": None} for row in found.record] for found in (run.opt, opt))
+    assert rows == others and rows
     assert everything(run.model, run.opt) == everything(other, opt)
 
 
