@@ -150,16 +150,15 @@ class Evaluation:
         taking = nullcontext() if take_in is None else self._taking(take_in, scale)
         take = self._backward if take_in else lambda part, scale: part.item()
         with self.processes.together(), self.undisturbed(), aside(self._own()), torch.enable_grad(), taking:
-            for fed in feeds:
-                part = fed.weight / sum(f.weight for f in feeds) * self._run(fed)[0]
-                loss += take(part, scale)
+            for fed in feeds:  # a loss may take gradients of its own
+                loss += take(fed.weight / sum(f.weight for f in feeds) * self._run(fed)[0], scale)
+            torch.set_grad_enabled(take_in is not None)
             for fed, (before, conditions) in zip(other, old, strict=True):
                 with under(conditions):
                     after = logits(self._outputs(fed.batch))
                     targets = self._target(fed.batch) if objective.needs_targets else None
                     apart = objective.distance(after, before, self.loss, targets)
-                part = fsd * fed.weight / sum(f.weight for f in other) * apart
-                distance += take(part, scale)
+                distance += take(fsd * fed.weight / sum(f.weight for f in other) * apart, scale)
         loss, distance = self.processes.mean([loss, distance])
         return loss, distance
 

@@ -157,28 +157,33 @@ class Step:
     def _go(self, wsd: bool) -> None:
         """Put the live weights at θ + Δ, and learn what there is to know on the way."""
         starts, ends = Terms(), Terms()
-        changes: list[Tensor] = []
-        halves: list[Tensor] = []
-        moved: list[Tensor] = []
+        sums: list[list[Tensor]] = [[], [], []]
         for trial, names in self._pieces:
-            piece = trial.look(names)
-            for name, delta in piece.delta.items():
-                changes.append(inner(trial.gradient[name], delta))
-                halves.append(0.5 * inner(delta, delta))
-                moved.append(torch.any(delta != 0))
-            _add(starts, piece.pullback({name: trial.gradient[name] for name in names}))
-            if wsd:
-                _add(ends, piece.pullback(piece.delta))
-            if trial.commit is not None:
-                self._put(trial, piece, 1.0)
-        self.moved = self._processes.any(total(moved) > 0.0)
+            self._learn(trial, names, starts, ends if wsd else None, sums)
+        moved, change, half = map(total, sums)
+        self.moved = self._processes.any(moved > 0.0)
         self.start, self.wsd_slopes = self._whole(starts), self._whole(ends)
-        self.change, self.wsd = self._processes.whole([total(changes), total(halves)])
+        self.change, self.wsd = self._processes.whole([change, half])
+
+    def _learn(
+        self, trial: Trial, names: list[str], starts: Terms, ends: Terms | None, sums: Sequence[list[Tensor]]
+    ) -> None:
+        """The part of a piece; nothing of it is held any longer than that."""
+        piece = trial.look(names)
+        for name, delta in piece.delta.items():
+            found = delta.count_nonzero(), inner(trial.gradient[name], delta), 0.5 * inner(delta, delta)
+            for terms, term in zip(sums, found, strict=True):
+                terms.append(term)
+        _add(starts, piece.pullback({name: trial.gradient[name] for name in names}))
+        if ends is not None:
+            _add(ends, piece.pullback(piece.delta))
+        if trial.commit is not None:
+            self._put(trial, piece, 1.0)
 
     def _put(self, trial: Trial, piece: Piece, scale: float) -> None:
         with torch.no_grad():
             for name, delta in piece.delta.items():
-                self._live[name].copy_(trial.before[name] + scale * delta)
+                self._live[name].copy_(trial.before[name]).add_(delta, alpha=scale)
 
     def _back(self) -> None:
         """Put the weights of steps that have only been looked at to θ."""

@@ -168,7 +168,11 @@ def _of_apo() -> Iterator[tuple[str, Contestant]]:
     for base, rule in (("torch's", False), ("our rule", True)):
         for every in (1, 5, 10, 100):
             yield f"apo, {base}, every {every}", Contestant(partial(tuned, rule=rule, every=every), every)
+    losses = apo.Newton(curvature="losses", search=False)
     judged: dict[str, dict[str, Any]] = {
+        "by losses": {"meta": losses},
+        "by losses, λ = 0.1": {"meta": losses, "fsd": 0.1},
+        "by losses, λ = 0.1 on a half of B'": {"meta": losses, "fsd": 0.1, "other_fraction": 0.5},
         "λ = 0.1": {"fsd": 0.1},
         "λ = 0.1 on a quarter of B'": {"fsd": 0.1, "other_fraction": 0.25},
         "λ = 0.1, linear loss": {"fsd": 0.1, "loss_model": "linear"},

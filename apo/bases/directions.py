@@ -28,8 +28,7 @@ def adam(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Te
     square = _average(state, "exp_avg_sq", beta, grad.square())
     if group.get("amsgrad") and state:
         square = torch.maximum(square, state["max_exp_avg_sq"])
-    correction = 1.0 - beta ** _count(state)
-    return _decayed(grad / square.div_(correction).sqrt_().add_(group["eps"]), decay)
+    return _over(grad, square.div_(1.0 - beta ** _count(state)).sqrt_().add_(group["eps"]), decay)
 
 
 def adamw(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
@@ -41,8 +40,8 @@ def sparse_adam(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor
     """As `adam` without a decay, where the gradient has rows; ε is added before the correction."""
     beta = group["betas"][1]
     square = _average(state, "exp_avg_sq", beta, grad.square())
-    direction: Tensor = grad * math.sqrt(1.0 - beta ** _count(state)) / square.sqrt_().add_(group["eps"])
-    return -direction if group["maximize"] else direction
+    sign = -1.0 if group["maximize"] else 1.0
+    return _over(sign * math.sqrt(1.0 - beta ** _count(state)) * grad, square.sqrt_().add_(group["eps"]))
 
 
 def radam(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
@@ -53,17 +52,17 @@ def radam(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> T
     longest = 2.0 / (1.0 - beta) - 1.0
     length = longest - 2.0 * step * beta**step / correction
     if length <= 5.0:
-        return _decayed(grad, decay)
+        return grad if decay is None else grad + decay
     rectifier = math.sqrt((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length))
     square = _average(state, "exp_avg_sq", beta, grad.square())
-    return _decayed(grad / square.sqrt_().add_(group["eps"]).div_(rectifier * math.sqrt(correction)), decay)
+    return _over(grad, square.sqrt_().add_(group["eps"]).div_(rectifier * math.sqrt(correction)), decay)
 
 
 def adamax(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
     """The gradient over the infinity norm."""
     grad = _l2(group, grad, param)
     largest = grad.abs().add_(group["eps"])
-    return grad / (torch.maximum(group["betas"][1] * state["exp_inf"], largest) if state else largest)
+    return _over(grad, torch.maximum(group["betas"][1] * state["exp_inf"], largest) if state else largest)
 
 
 def rmsprop(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
@@ -71,9 +70,9 @@ def rmsprop(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) ->
     grad = _l2(group, grad, param)
     square = _average(state, "square_avg", group["alpha"], grad.square())
     if group["centered"]:
-        mean = _average(state, "grad_avg", group["alpha"], grad)
+        mean = _average(state, "grad_avg", group["alpha"], grad.clone())
         square = square.addcmul_(mean, mean, value=-1.0)
-    return grad / square.sqrt_().add_(group["eps"])
+    return _over(grad, square.sqrt_().add_(group["eps"]))
 
 
 def _l2(group: Group, grad: Tensor, param: Tensor) -> Tensor:
@@ -88,13 +87,16 @@ def _split(group: Group, grad: Tensor, param: Tensor) -> tuple[Tensor, Tensor | 
     return _l2(group, grad, param), None
 
 
-def _decayed(direction: Tensor, decay: Tensor | None) -> Tensor:
-    return direction if decay is None else direction.add(decay)
+def _over(grad: Tensor, denominator: Tensor, decay: Tensor | None = None) -> Tensor:
+    """The quotient, in the place of the denominator, and the decay."""
+    direction = torch.div(grad, denominator, out=denominator)
+    return direction if decay is None else direction.add_(decay)
 
 
 def _average(state: dict[str, Any], key: str, beta: float, new: Tensor) -> Tensor:
-    """A running average after the step; before the first one there is no state."""
-    return (1.0 - beta) * new + beta * state[key] if state else (1.0 - beta) * new
+    """A running average after the step, in the place of what it takes in; before the first step there is no state."""
+    average = new.mul_(1.0 - beta)
+    return average.add_(state[key], alpha=beta) if state else average
 
 
 def _count(state: dict[str, Any]) -> float:

@@ -87,11 +87,18 @@ class RuleBase(Base):
             return Piece({name: found.params[name] - before[name] for name in names}, pullback)
 
         def commit() -> None:
-            if alone or judge is not rule:
-                self.step(values)
-            else:
-                found = [(part, ahead(part, ())) for part in {id(part): part for part in parts.values()}.values()]
-                self._commit([(part.group, part.live, new.params, new.state) for part, new in found])
+            if judge is not rule and not alone:
+                return self.step(values)
+            restore = self._state()
+            try:
+                for names in pieces:  # of an elementwise rule, no more is computed at a time than a piece
+                    part = parts[names[0]]
+                    with torch.no_grad():
+                        new, state = rule.step(*part.of(names)) if alone else ahead(part, names)[:2]
+                    self._commit([(part.group, {name: part.live[name] for name in names}, new, state)])
+            except BaseException:
+                restore()
+                raise
 
         return Trial(gradient, before, pieces, look, commit)
 

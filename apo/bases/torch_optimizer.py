@@ -90,7 +90,7 @@ class TorchBase(Base):
             parts = {key: local(x) if isinstance(x, Tensor) else x for key, x in state.items()}
             along = BY_CLASS[type(self.optimizer)](group, parts, gradient[name].to(wide), before[name].to(wide))
             size: float = rate[name] if isinstance(rate, dict) else rate
-            return along.mul(-size)
+            return along.mul(-size) if along is gradient[name] else along.mul_(-size)
 
         def look(names: Sequence[str]) -> Piece:
             delta = {name: displacement(name) for name in names}

@@ -76,7 +76,7 @@ class APOCallback(TrainerCallback):
         while self._opt is not None and self._batches:
             batch = self._batches.pop(0)
             items = batch.get("num_items_in_batch")
-            self._opt.feed(batch if items is None else {**batch, "num_items_in_batch": items / shares})
+            self._opt.feed(batch if items is None or shares == 1 else {**batch, "num_items_in_batch": items / shares})
 
     def on_log(
         self,
