@@ -161,3 +161,18 @@ def test_pullback_is_linear_and_repeatable(case: RuleCase, rule: apo.Rule) -> No
     assert leaves(ahead.pullback({})) == [torch.zeros(()).double() for _ in once]
     parts = [leaves(ahead.pullback({key: g})) for key, g in at.grads.items()]
     torch.testing.assert_close([sum(h) for h in zip(*parts, strict=True)], once, rtol=1e-13, atol=1e-15)
+
+
+def test_the_tape_of_some_hyperparameters() -> None:
+    """Derivatives of those that are named, to the last digit, and 0 of the others; also where they differ by tensor."""
+    rule = apo.adam(lr=1e-2, weight_decay=0.1)
+    params = {name: randn(3, seed=seed) for seed, name in enumerate("ab")}
+    grads = {name: randn(3, seed=seed) for seed, name in enumerate("ab", 5)}
+    state = rule.init(params)
+    hypers = rule.hypers._replace(lr={name: torch.tensor(0.1 * k).double() for k, name in enumerate("ab", 1)})
+    whole = apo.lookahead(rule, params, grads, state, hypers).pullback(grads)
+    some = apo.lookahead(rule, params, grads, state, hypers, wrt=["lr"]).pullback(grads)
+    assert some.lr == whole.lr and all(slope != 0.0 for slope in some.lr.values())
+    assert whole.eps != 0.0 and some.eps == 0.0
+    none = apo.lookahead(rule, params, grads, state, hypers, wrt=[]).pullback(grads)
+    assert leaves(none) == [torch.zeros(()).double() for _ in leaves(hypers)]

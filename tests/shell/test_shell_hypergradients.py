@@ -19,7 +19,7 @@ import apo
 from apo.hypers import Tune
 from tests.cases import RULES
 from tests.shell.differences import FIRST, OTHER, SECOND, WEIGHTS, loss_on, model_of, objective_at, values_of
-from tests.shell.helpers import Batch, matrices, vectors
+from tests.shell.helpers import Batch, batches, matrices, net, train, vectors
 
 RATE, STEP = 1e-3, 1e-4
 pytestmark = pytest.mark.filterwarnings("ignore:the momentum of Muon")
@@ -277,3 +277,21 @@ def test_the_record_shows_the_norm() -> None:
     opt.step(batch=batch)
     slopes = [math.log(opt.hypers()[label] / before[label]) / -RATE for label in before]
     assert opt.record[0]["hypergradient_norm"] == pytest.approx(math.hypot(*slopes), rel=1e-9)
+
+
+@pytest.mark.parametrize("by", ["global", "parameter"])
+@pytest.mark.parametrize("piece", [1, 40, 2**18])
+def test_pieces_add_up(piece: int, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many parameters are looked at together changes nothing but the order of sums."""
+    found = []
+    for size in (2**18, piece):
+        monkeypatch.setattr("apo.bases.base.PIECE", size)
+        for base in (lambda m: apo.adam(lr=1e-2), lambda m: torch.optim.AdamW(m.parameters(), lr=1e-2)):
+            model = net()
+            meta = apo.Gradient(torch.optim.SGD, lr=0.1, every=1)
+            objective = apo.Proximal(fsd=0.1, wsd=0.1)
+            opt = apo.APO(model, base(model), F.cross_entropy, objective=objective, tune={"lr": by}, meta=meta)
+            train(model, opt, batches(4))
+            found.append([*(row[name] for row in opt.record for name in row), *opt.hypers().values()])
+    for one, other in zip(found[:2], found[2:], strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=2e-5, nan_ok=True)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apo
+from benchmarks.memory import Counting
 from tests.shell.helpers import backward, batches, net
 
 o = torch.optim
@@ -108,3 +109,54 @@ def test_the_gradient_of_the_user_is_the_same_tensor() -> None:
     grads = [p.grad for p in model.parameters()]
     opt.step(batch=batch)
     assert all(p.grad is grad for p, grad in zip(model.parameters(), grads, strict=True))
+
+
+def wide() -> nn.Sequential:
+    """A model of layers of one size, whose weights are most of what a step holds."""
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Linear(200, 200) for _ in range(12)), nn.Linear(200, 3))
+
+
+def peak(build: Callable[[nn.Module], Any], meta: apo.Newton | None, **objective: Any) -> float:
+    """The most bytes that live at once in later meta-steps, in copies of the weights; no meta is the bare optimizer."""
+    model = wide()
+    base = build(model)
+    opt = base
+    if meta is not None:
+        opt = apo.APO(model, base, F.cross_entropy, objective=apo.Proximal(**objective), meta=meta)
+    with Counting() as counting:
+        for number in range(8):
+            x, y = torch.randn(4, 200), torch.randint(3, (4,))
+            opt.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            if number > 2:  # the state is there, and nothing is searched any more
+                counting.peak = counting.live
+            opt.step() if meta is None else opt.step(batch=(x, y))
+    return counting.peak / sum(p.nbytes for p in model.parameters())
+
+
+PEAKS: dict[str, Callable[[nn.Module], Any]] = {
+    "sgd": lambda m: o.SGD(m.parameters(), lr=1e-3),
+    "adam": lambda m: o.Adam(m.parameters(), lr=1e-3),
+    "adamw": lambda m: o.AdamW(m.parameters(), lr=1e-3, weight_decay=0.1),
+    "rmsprop": lambda m: o.RMSprop(m.parameters(), lr=1e-3),
+}
+
+
+@pytest.mark.parametrize("curvature", ["gradients", "losses"])
+@pytest.mark.parametrize("objective", [{}, {"fsd": 0.1, "wsd": 0.1}], ids=str)
+@pytest.mark.parametrize("build", PEAKS.values(), ids=PEAKS)
+def test_a_meta_step_holds_one_copy_of_the_weights(
+    build: Any, objective: dict[str, Any], curvature: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside it what is of one layer, a thirteenth of the weights: its gradient, its displacement. None is kept."""
+    monkeypatch.setattr("apo.bases.base.PIECE", 200 * 200)
+    newton = apo.Newton(every=1, curvature=curvature)
+    assert peak(build, newton, **objective) < peak(build, None) + 1.0 + 3 / 13
+
+
+def test_a_rule_holds_its_old_state_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It computes out of place; what has been computed is written piece by piece."""
+    monkeypatch.setattr("apo.bases.base.PIECE", 200 * 200)
+    bare = peak(PEAKS["adam"], None)
+    assert peak(lambda m: apo.adam(lr=1e-3), apo.Newton(every=1)) < bare + 1.0 + 2.0 + 3 / 13
