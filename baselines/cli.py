@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.comparators.tuned import BY, RELATIVE
-from baselines.config import CLIP_BY, META, Config
+from baselines.config import CLIP_BY, CURVATURE, LOSS_MODEL, META, Config
 from baselines.data import LOADERS
 from baselines.experiments import BUDGETS, EXPERIMENTS
 from baselines.experiments.scripts import SCRIPTS
@@ -112,6 +112,10 @@ def _add_config(train: argparse.ArgumentParser, several: bool = False) -> None:
     values = ", or several (1,0.1,0), or a range (1e-5..1)" if several else ""
     option(method, "--fsd", f"of --method apo: weight of the function-space discrepancy{values}", **weight)
     option(method, "--wsd", f"of --method apo: weight of the weight-space discrepancy{values}", **weight)
+    option(method, "--curvature", "of --method apo, meta newton: what it is taken from", choices=CURVATURE)
+    option(method, "--loss-model", "of --method apo: how the step's own loss is judged", choices=LOSS_MODEL)
+    fraction = "of --method apo: part of the other batch that is measured"
+    option(method, "--other-fraction", fraction, type=float, metavar="FRACTION")
     run = train.add_argument_group("run")
     length = run.add_mutually_exclusive_group()
     option(length, "--epochs", "passes over the training set (default: 10; digits: 60)", type=int, metavar="N")

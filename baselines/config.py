@@ -14,6 +14,8 @@ from baselines.models import MODELS
 from baselines.optimizers import OPTIMIZERS
 
 META: Final = ("newton", "paper")
+CURVATURE: Final = ("gradients", "losses")
+LOSS_MODEL: Final = ("exact", "linear")
 CLIP_BY: Final = ("global", "parameter")
 DEFAULT_EPOCHS: Final = 10
 DEFAULT_EPOCHS_DIGITS: Final = 60
@@ -65,6 +67,9 @@ class Config:
         every: of apo and gen: steps between two changes of the learning rate.
         fsd: of apo: weight of the function-space discrepancy.
         wsd: of apo: weight of the weight-space discrepancy.
+        curvature: of apo with meta newton: gradients or losses, what the curvature along a step is taken from.
+        loss_model: of apo: exact or linear, how the loss on the step's own batch is judged.
+        other_fraction: of apo: the part of the other batch on which the function-space discrepancy is measured.
         population: of pbt: how many networks are trained.
         perturb_every: of pbt: steps between two changes of learning rates, a multiple of `log_every`; None: about a
             twentieth of the run.
@@ -107,6 +112,9 @@ class Config:
     every: int = 10
     fsd: float = 0.0
     wsd: float = 0.0
+    curvature: str = "gradients"
+    loss_model: str = "exact"
+    other_fraction: float = 1.0
     population: int = 4
     perturb_every: int | None = None
     eval_every: int | None = None
@@ -120,6 +128,8 @@ class Config:
             ("optimizer", tuple(OPTIMIZERS)),
             ("method", tuple(METHODS)),
             ("meta", META),
+            ("curvature", CURVATURE),
+            ("loss_model", LOSS_MODEL),
             ("by", BY),
             ("clip_by", CLIP_BY),
             ("relative", tuple(RELATIVE)),
@@ -134,6 +144,9 @@ class Config:
         for name in ("lr", "weight_decay", "damping", "eps", "meta_lr", "fsd", "wsd"):
             value = getattr(self, name)
             _require(value is None or (math.isfinite(value) and value >= 0), name, value, "finite and at least 0")
+        _require(0 < self.other_fraction <= 1, "other_fraction", self.other_fraction, "in (0, 1]")
+        if self.curvature != "gradients" and self.meta != "newton":
+            raise ValueError(f"curvature={self.curvature!r} has no effect with meta paper; leave out --curvature")
         _require(self.population >= 2, "population", self.population, "at least 2")
         aligned = self.perturb_every is None or self.perturb_every % self.log_every == 0
         _require(aligned, "perturb_every", self.perturb_every, f"a multiple of log_every={self.log_every}")

@@ -72,5 +72,21 @@ METHODS: Final[dict[str, Entry]] = {
     "schedule-free": Entry(ScheduleFree, ("warmup",), ("sgdm", "adamw"), ("rule",)),
     "gen": Entry(GeN, ("every",), ("sgd", "sgdm", "rmsprop", "adam", "adamw", "radam"), ("rule",)),
     "pbt": Entry(partial(Scheduled, schedule=constant), ("population", "perturb_every")),  # of a member
-    "apo": Entry(Apo, ("meta", "meta_lr", "every", "fsd", "wsd", "tune", "by", "relative"), _DIFFERENTIATED),
+    "apo": Entry(
+        Apo,
+        (
+            "meta",
+            "meta_lr",
+            "every",
+            "fsd",
+            "wsd",
+            "curvature",
+            "loss_model",
+            "other_fraction",
+            "tune",
+            "by",
+            "relative",
+        ),
+        _DIFFERENTIATED,
+    ),
 }

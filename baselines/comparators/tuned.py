@@ -20,7 +20,7 @@ RELATIVE: Final[dict[str, Schedule]] = {"constant": constant, "linear": linear, 
 def _meta(config: "Config") -> apo.Newton | apo.Gradient:
     """What moves the hyperparameters; the paper's rate is that of its §5, and by layer that of its App. C."""
     if config.meta == "newton":
-        return apo.Newton(every=config.every)
+        return apo.Newton(every=config.every, curvature="losses" if config.curvature == "losses" else "gradients")
     default = 0.1 if config.by == "global" else 1e-3
     rate = default if config.meta_lr is None else config.meta_lr
     return apo.Gradient(torch.optim.RMSprop, lr=rate, every=config.every)
@@ -39,7 +39,12 @@ class Apo(OptimizerMethod):
             model,
             make_base(model, config),
             self.loss,
-            objective=apo.Proximal(fsd=config.fsd, wsd=config.wsd),
+            objective=apo.Proximal(
+                fsd=config.fsd,
+                wsd=config.wsd,
+                loss_model="linear" if config.loss_model == "linear" else "exact",
+                other_fraction=config.other_fraction,
+            ),
             tune=dict.fromkeys(config.tune, config.by),
             meta=_meta(config),
             relative=None if self.relative is constant else lambda steps: self.relative(self.progress, config),

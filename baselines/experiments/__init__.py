@@ -2,13 +2,23 @@
 
 from typing import Final
 
-from baselines.experiments import apo, apo_figures, apollo, apollo_language, peers, populations, quasi_adam, residual
+from baselines.experiments import (
+    apo,
+    apo_figures,
+    apollo,
+    apollo_language,
+    cheap,
+    peers,
+    populations,
+    quasi_adam,
+    residual,
+)
 from baselines.experiments.base import BUDGETS, Experiment
 
 __all__ = ["BUDGETS", "EXPERIMENTS", "Experiment"]
 
 EXPERIMENTS: Final[dict[str, Experiment]] = {
     name: experiment
-    for module in (apo_figures, residual, populations, apollo, apollo_language, quasi_adam, apo, peers)
+    for module in (apo_figures, residual, populations, apollo, apollo_language, quasi_adam, apo, peers, cheap)
     for name, experiment in module.EXPERIMENTS.items()
 }
