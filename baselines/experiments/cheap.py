@@ -47,8 +47,8 @@ def panels(budget: Budget) -> Panels:
 
 
 NOTE: Final = (
-    "A meta-step every ten steps, from a learning rate of 1e-3. By losses: `apo.Newton(curvature='losses')`, which takes "
-    "no gradient at the end of the step; the other ways are fields of `apo.Proximal`."
+    "A meta-step every ten steps, from a learning rate of 1e-3. By losses: `apo.Newton(curvature='losses')`, which "
+    "takes no gradient at the end of the step; the other ways are fields of `apo.Proximal`."
 )
 EXPERIMENTS: Final[dict[str, Experiment]] = {
     "cheap-judgements": Experiment(
