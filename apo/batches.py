@@ -85,6 +85,16 @@ def logits(outputs: Any) -> Tensor:
     return tensor
 
 
+def themselves(outputs: Any) -> Any:
+    """What a loss function is given of outputs."""
+    return outputs
+
+
+def own_loss(outputs: Any) -> Any:
+    """The loss that outputs have, or, if they are a tensor, are."""
+    return outputs if isinstance(outputs, Tensor) else getattr(outputs, "loss", None)
+
+
 def describe(value: Any) -> str:
     """A value in a few words, for a message."""
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

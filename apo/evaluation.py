@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from apo.batches import Fed, describe, logits
+from apo.batches import Fed, describe, logits, own_loss, themselves
 from apo.conditions import Conditions, now, restore_rng, seed_rng, under
 from apo.discrepancies import Loss, check_vanishes
 from apo.graphs import aside, casts_leaves, leaves_below
@@ -22,7 +22,7 @@ from apo.layers import uncompiled
 from apo.processes import Processes
 from apo.proximal import Proximal
 from apo.recorder import Recorder
-from apo.shards import local, reshard
+from apo.shards import is_sharded, local, reshard
 from apo.traces import Traces, weights_stay
 from apo.trees import dense
 
@@ -69,6 +69,8 @@ class Evaluation:
         self._checked, self.rounding = False, ROUNDING
         self.noise: float | None = None
         self.recorder = Recorder()
+        if forward is None and evaluate is None:
+            self.recorder.keeps = themselves if loss else own_loss
         self.recorder.watch(model)
         weakref.finalize(self, self.recorder.stop).atexit = False
 
@@ -86,20 +88,17 @@ class Evaluation:
         return self.processes.mean([here])[0]
 
     def known(self, feeds: Sequence[Fed]) -> float | None:
-        """The weighted mean loss at θ, of the outputs that the training's own forwards gave there; None if unknown."""
-        total = sum(fed.weight for fed in feeds)
-        losses = [self._known(fed) for fed in feeds]
-        found = [fed.weight / total * loss for fed, loss in zip(feeds, losses, strict=True) if loss is not None]
-        return None if self.processes.any(len(found) < len(feeds)) else self.processes.mean([sum(found)])[0]
+        """L_B(θ), of the outputs that the training's own forward gave, while the live weights are still θ; or None."""
+        here = self._known(feeds[0]) if len(feeds) == 1 else None
+        return None if self.processes.any(here is None) else self.processes.mean([here or 0.0])[0]
 
     def _known(self, fed: Fed) -> float | None:
-        if fed.outputs is None or self.forward is not None or self.evaluate is not None:
+        if fed.outputs is None:
             return None
-        if self.loss is None:
-            return fed.outputs.item() if fed.outputs.numel() == 1 else None
         try:
             with self.undisturbed(), under(self._conditions(fed)), torch.no_grad():
-                return float(self.loss(fed.outputs, self._target(fed.batch)))
+                found: Any = self.loss(fed.outputs, self._target(fed.batch)) if self.loss else fed.outputs
+                return float(found)
         except Exception:  # a loss that wants more than the numbers, such as their graph, says so when it is evaluated
             return None
 
@@ -140,7 +139,7 @@ class Evaluation:
             fsd: λ_FSD.
             take_in: Called with a parameter's name and its gradient, as often as a backward comes upon it: the gradient
                 of the sum of both adds up from these. Of copies of the weights it is that of this process, of shards
-                the shard that is here. None takes no gradient.
+                the shard that is here. With None no backward is made.
 
         Returns:
             The loss on B, and fsd times the mean discrepancy on B'.
@@ -209,6 +208,8 @@ class Evaluation:
     def _taking(self, take_in: Callable[[str, Tensor], None], scale: float) -> Iterator[None]:
         """Take gradients from the parameters as they appear: no more than a few are there at once."""
         names = {param: name for name, param in self.params.items()}
+        trainable: list[Any] = [param for param in names if param.requires_grad and not is_sharded(param)]
+        hooks: list[Any] = []
 
         def take(param: Tensor) -> None:
             grad, param.grad = param.grad, None
@@ -216,11 +217,10 @@ class Evaluation:
                 found = dense(local(grad))
                 take_in(names[param], found if scale == 1.0 else found / scale)
 
-        trainable: list[Any] = [param for param in names if param.requires_grad]
-        hooks = [param.register_post_accumulate_grad_hook(take) for param in trainable]
         try:
+            hooks.extend(param.register_post_accumulate_grad_hook(take) for param in trainable)
             yield
-            for param in names:  # those of shards come by another way
+            for param in names:  # those of shards may still be on their way when their hooks are called
                 take(param)
         finally:
             for hook in hooks:

@@ -67,6 +67,7 @@ class MetaStep:
         self._others = [fed._replace(batch=head(fed.batch, objective.other_fraction)) for fed in others if self._fsd]
         self._ratios = tuning.ratios(steps)
         self._origin: float | None = None
+        self._offsets = dict(tuning.offsets)
         self._searched = False
         self._verdict: Verdict | None = None
         self._watched: float | None = None
@@ -74,20 +75,25 @@ class MetaStep:
         self.skipped = False
         self.evaluations, self.scale = 0, 1.0
 
-    def look(self) -> bool:
+    def look(self, guarding: bool = False) -> bool:
         """Put the live weights where the step leads; search its scale first, if that is to be.
+
+        Args:
+            guarding: Whether it is to be guarded only.
 
         Returns:
             Whether any weight moved.
         """
-        self._old = self._evaluation.outputs(self._objective, self._others) if self._fsd else []
-        searching = self._tuning.searches and bool(self._feeds) and any(any(base.moving()) for base in self._bases)
+        tuning, exact = self._tuning, self._objective.loss_model == "exact"
+        searching = tuning.searches and bool(self._feeds) and any(any(base.moving()) for base in self._bases)
         gradient: Params = {}
+        if exact and not (searching or guarding):
+            self._origin = self._evaluation.known(self._feeds)
+        self._old = self._evaluation.outputs(self._objective, self._others) if self._fsd else []
         if searching:
             self._origin = self._judge(self._feeds, [], partial(_add, gradient))[0]
-        elif self._tuning.by_losses and self._tuning.trust.due and self._objective.loss_model == "exact":
+        elif tuning.by_losses and tuning.trust.due and exact and not guarding:
             self._check()
-        offsets = dict(self._tuning.offsets)
         self._look(undo=searching)
         try:
             slope = along(self._step.slopes(gradient)) if searching else math.nan
@@ -95,17 +101,21 @@ class MetaStep:
                 self._search(slope)
                 # Looked at anew, not rescaled: a step too small for the weights' precision would keep its rounding.
                 self._step.abandon()
-                self._look()
+                self._look(undo=True)
         except BaseException:
-            self._tuning.offsets = offsets
             self._step.abandon()
+            tuning.offsets = self._offsets
             raise
-        self._tuning.searched = self._tuning.searched or self._searched
         return self._step.moved
 
     def commit(self) -> None:
         """Leave the live weights where the base optimizers lead: once that is done, a step has been taken."""
-        self._step.commit()
+        try:
+            self._step.commit()
+        except BaseException:
+            self._tuning.offsets = self._offsets
+            raise
+        self._tuning.searched = self._tuning.searched or self._searched
 
     @property
     def too_small(self) -> str | None:
@@ -198,9 +208,7 @@ class MetaStep:
         self._tuning.trust.check(*self._processes.whole([total(products), square]))
 
     def _start(self) -> float:
-        """L_B(θ), evaluated if the training's own forwards do not tell."""
-        if self._origin is None:
-            self._origin = self._evaluation.known(self._feeds)
+        """L_B(θ), evaluated if it is not known."""
         if self._origin is None:
             self._origin = self._loss_at(0.0)
         return self._origin
@@ -245,18 +253,15 @@ class MetaStep:
         step, linear = self._step, self._objective.loss_model == "linear"
         by_losses = self._tuning.by_losses and self._losses_tell(linear)
         loss, fsd = self._judge([] if linear else self._feeds, self._others, None if by_losses else step.take_in)
-        if by_losses:
-            change = (step.change if linear else loss - self._start()) + fsd + self._wsd * step.wsd
-            a = along(step.start)  # and b = a + 2(Q(1) − Q(0) − a)
-            end = {where: slope * (2.0 * change / a - 1.0) for where, slope in step.start.items()}
-            return Verdict(step.change if linear else loss, fsd, self._wsd * step.wsd, dict(step.start), end)
-        end = step.end()
+        end = {} if by_losses else step.end()
         for weight, slopes in ((float(linear), step.start), (self._wsd, step.wsd_slopes)):
-            for where, slope in slopes.items() if weight else ():
-                end[where] = end.get(where, 0.0) + weight * slope
+            for where in end if weight else ():
+                end[where] += weight * slopes[where]
         verdict = Verdict(step.change if linear else loss, fsd, self._wsd * step.wsd, dict(step.start), end)
         matters = isinstance(self._tuning.meta, Newton) or any(ratio != 1.0 for ratio in self._ratios)
-        if matters and not linear:
+        if by_losses:
+            self._end_by_losses(verdict, 0.0 if linear else self._start())
+        elif matters and not linear:
             self._correct_start(verdict)
         return verdict
 
@@ -267,16 +272,24 @@ class MetaStep:
         a = along(self._step.start)
         if linear:
             return a != 0.0
-        return self._tuning.trust.own and abs(a) > DIGITS * self._rounding() * abs(self._start())
+        return self._tuning.trust.own and self._tells(a)
+
+    def _tells(self, change: float) -> bool:
+        """Whether a change of the loss stands out from its rounding and that of the weights."""
+        return abs(change) > DIGITS * max(self._step.eps, self._rounding()) * abs(self._start())
+
+    def _end_by_losses(self, verdict: Verdict, start: float) -> None:
+        """Slopes at the end from losses, b = a + c with c = 2(Q(1) − Q(0) − a)."""
+        ratio = 2.0 * (verdict.objective - start) / along(verdict.start) - 1.0
+        verdict.end = {where: ratio * slope for where, slope in verdict.start.items()}
 
     def _correct_start(self, verdict: Verdict) -> None:
         """Slopes at the start from losses, a = 2(Q(1) − Q(0)) − b: the gradient may have been clipped or scaled."""
         change = verdict.objective - self._start()
         a, b = along(verdict.start), along(verdict.end)
-        weights = max((torch.finfo(before.dtype).eps for before in self._step.before.values()), default=0.0)
         scaled = (2.0 * change - b) / a if a else 0.0
         # Clipping keeps the sign: where it differs, the loss bends too much along the step for the losses to tell.
-        if scaled > 0.0 and abs(change) > DIGITS * max(weights, self._rounding()) * abs(self._start()):
+        if scaled > 0.0 and self._tells(change):
             verdict.start = {where: slope * scaled for where, slope in verdict.start.items()}
 
 

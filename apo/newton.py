@@ -33,7 +33,7 @@ class Newton:
             takes the curvature from the objective's values at both ends, a forward: as exact to second order, and for
             the one global learning rate alone. Where values cannot tell, gradients do: for a step whose change of the
             loss drowns in rounding, and while the optimizer is given other gradients than the batch's own (clipped,
-            say), which every tenth meta-step finds out.
+            say), which one meta-step in twenty finds out.
         average: The decay of the averages, per meta-step, in [0, 1).
         growth: The largest factor by which a meta-step may lengthen the learning rate.
         shrink: The largest factor by which it may shorten it.

@@ -255,7 +255,7 @@ class APO(Combined):
         """Take a step and judge it, or only guard against one that is far too long."""
         counts = self._counts
         meta_step = MetaStep(self._bases, self._evaluation, self.objective, self._tuning, feeds, others, counts.steps)
-        moved = meta_step.look()
+        moved = meta_step.look(guarding=guard)
         try:
             if moved:
                 meta_step.guard() if guard else meta_step.judge()

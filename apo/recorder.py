@@ -1,5 +1,6 @@
 """Which forwards the training makes: the conditions of each, and whether its gradient is made."""
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import get_ident
@@ -26,45 +27,61 @@ class Forward:
         conditions: Under which it ran.
         made: Whether a backward has reached its outputs, so that its gradient is made; None where that cannot be told.
         hooks: Those that wait for the backward.
-        args: What the model was given,
-        kwargs: by name, too.
-        outputs: What came out if that is a tensor and little, or its ``loss``; None if neither.
-        versions: Of these tensors, to notice if one is changed in place.
+        given: What the model was given, by place and by name; tensors may be gone.
+        outputs: What came out, as far as `Recorder.keeps` says so, if it is a small tensor.
+        versions: Of these tensors and of the model's weights, to notice if one is changed,
+        before: as they were.
     """
 
     conditions: Conditions
     made: bool | None = False
     hooks: Sequence[torch.utils.hooks.RemovableHandle] = ()
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[int | str, Callable[[], Any]] = field(default_factory=dict)
     outputs: Tensor | None = None
-    versions: Sequence[int] = ()
+    versions: Callable[[], list[int]] = list
+    before: Sequence[int] = ()
 
     def make(self, gradient: Tensor) -> None:
         """Take note of the backward."""
         self.made = True
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # there is nothing to compile
-    def keep(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any) -> None:
-        """Keep what went in and what came out."""
-        found = outputs if isinstance(outputs, Tensor) else getattr(outputs, "loss", None)
-        if isinstance(found, Tensor) and found.nbytes <= LITTLE:
-            self.args, self.kwargs, self.outputs = args, kwargs, found.detach()
-            self.versions = self._versions()
+    def note(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Tensor) -> None:
+        """Keep what came out, and remember what went in."""
+        if outputs.layout == torch.strided and outputs.nbytes <= LITTLE:
+            self.outputs = outputs.detach()
+            given: Any = {**dict(enumerate(args)), **kwargs}
+            self.given = {place: _held(value) for place, value in given.items()}
+            seen = [_held(tensor) for tensor in (*tensors([args, kwargs]), *model.parameters())]
+            self.versions = lambda: [_version(tensor()) for tensor in seen] + [_version(self.outputs)]
+            self.before = self.versions()
 
     def of(self, batch: Any) -> Tensor | None:
-        """What came out, if it is known, and the model was given just this batch, as `Evaluation` does by default."""
-        if isinstance(batch, Mapping):
-            same = not self.args and self.kwargs.keys() == batch.keys()
-            same = same and all(self.kwargs[name] is value for name, value in batch.items())
-        else:
-            same = isinstance(batch, Sequence) and len(batch) > 0 and len(self.args) == 1 and not self.kwargs
-            same = same and self.args[0] is batch[0]
-        return self.outputs if same and self.versions == self._versions() else None
+        """What came out, if it is known, and the model was given just this batch, as `Evaluation` does by default.
 
-    def _versions(self) -> list[int]:
-        held = [*self.args, *self.kwargs.values(), self.outputs]
-        return [tensor._version for tensor in held if isinstance(tensor, Tensor) and not tensor.is_inference()]
+        Neither may have changed since, nor the weights.
+        """
+        wanted = batch if isinstance(batch, Mapping) else dict(enumerate(batch[:1])) if _is_batch(batch) else {}
+        same = bool(wanted) and self.given.keys() == wanted.keys()
+        same = same and all(self.given[place]() is value for place, value in wanted.items())
+        return self.outputs if same and self.versions() == self.before else None
+
+
+def _is_batch(batch: Any) -> bool:
+    return isinstance(batch, Sequence) and not isinstance(batch, str)
+
+
+def _held(value: Any) -> Callable[[], Any]:
+    """A value without keeping it alive, if it is a tensor."""
+    return weakref.ref(value) if isinstance(value, Tensor) else lambda: value
+
+
+def _version(tensor: Any) -> int:
+    return -1 if tensor is None or tensor.is_inference() else int(tensor._version)
+
+
+def _nothing(outputs: Any) -> None:
+    """Of what comes out, nothing is kept."""
 
 
 class Recorder:
@@ -84,6 +101,7 @@ class Recorder:
         self.armed, self._depth, self.owned = False, 0, True
         self.seen: list[Forward] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self.keeps: Callable[[Any], Any] = _nothing
 
     @classmethod
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # it cannot trace which thread runs
@@ -117,8 +135,9 @@ class Recorder:
     def after(self, module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
         """Wait for the backward of a forward that has been noted."""
         if self._noting and self.seen and self.seen[-1].made is False:
-            if not torch.compiler.is_compiling():
-                self.seen[-1].keep(args, kwargs, outputs)
+            kept = None if torch.compiler.is_compiling() else self.keeps(outputs)
+            if isinstance(kept, Tensor):
+                self.seen[-1].note(module, args, kwargs, kept)
             found = [] if torch.compiler.is_compiling() else list(tensors(outputs))
             waiting = [x for x in found if x.requires_grad]
             if found and not waiting:  # of parameters that are toggled off, say: no gradient can come of it
@@ -134,7 +153,7 @@ class Recorder:
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts idle, and is no one's."""
         idle = {"armed": False, "_depth": 0, "owned": False, "seen": []}
-        return {"devices": self.devices, "_hooks": self._hooks, **idle}
+        return {"devices": self.devices, "_hooks": self._hooks, "keeps": self.keeps, **idle}
 
     def arm(self, due: bool, devices: Iterable[torch.device], starting: Callable[[], None]) -> None:
         """Forget what was seen; note the forwards to come, if their batches are due.

@@ -1,6 +1,6 @@
 """One step of all base optimizers as one displacement: the live weights go along it and come back exactly."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -77,9 +77,9 @@ class Step:
         return {name: tensor for trial in self._trials for name, tensor in trial.gradient.items()}
 
     @property
-    def before(self) -> Params:
-        """θ, copies."""
-        return {name: tensor for trial in self._trials for name, tensor in trial.before.items()}
+    def eps(self) -> float:
+        """The relative error of the weights, the largest where their dtypes differ."""
+        return max((torch.finfo(param.dtype).eps for param in self._live.values()), default=0.0)
 
     def slopes(self, cotangents: Params) -> Slopes:
         """From a gradient at θ + Δ to derivatives with respect to offsets."""
@@ -110,26 +110,22 @@ class Step:
         """Put the live weights at θ + scale·Δ; at the end, exactly back to θ + Δ."""
         if scale == 1.0:
             yield
-        elif scale == 0.0:
-            self._swap()
-            try:
-                yield
-            finally:
-                self._swap()
-        else:
-            kept = {name: param.detach().clone() for name, param in self._live.items()}
-            try:
-                for trial, names in self._pieces:
-                    self._put(trial, trial.look(names), scale)
-                yield
-            finally:
-                with torch.no_grad():
-                    for name, param in self._live.items():
-                        param.copy_(kept[name])
+            return
+        kept = {name: param.detach().clone() for name, param in self._live.items()}
+        try:
+            for trial, names in self._pieces if scale else ():
+                self._put(trial, trial.look(names), scale)
+            if not scale:
+                self._back(self._trials)
+            yield
+        finally:
+            with torch.no_grad():
+                for name, param in self._live.items():
+                    param.copy_(kept[name])
 
     def commit(self) -> None:
         """Take the steps that have only been looked at; if one fails, none is taken."""
-        self._back()
+        self._back(trial for trial in self._trials if trial.commit)
         commits = [(base, trial.commit) for base, trial in zip(self._bases, self._trials, strict=True) if trial.commit]
         try:
             all_or_none(commits)
@@ -140,7 +136,7 @@ class Step:
 
     def abandon(self) -> None:
         """Take no step: everything is as it was, as far as it can be undone."""
-        self._back()
+        self._back(trial for trial in self._trials if trial.commit)
         for undo in self._undo:
             undo()
 
@@ -168,7 +164,7 @@ class Step:
     def _learn(
         self, trial: Trial, names: list[str], starts: Terms, ends: Terms | None, sums: Sequence[list[Tensor]]
     ) -> None:
-        """The part of a piece; nothing of it is held any longer than that."""
+        """Learn it of one piece, and put that there; nothing of it is held any longer."""
         piece = trial.look(names)
         for name, delta in piece.delta.items():
             found = delta.count_nonzero(), inner(trial.gradient[name], delta), 0.5 * inner(delta, delta)
@@ -185,21 +181,12 @@ class Step:
             for name, delta in piece.delta.items():
                 self._live[name].copy_(trial.before[name]).add_(delta, alpha=scale)
 
-    def _back(self) -> None:
-        """Put the weights of steps that have only been looked at to θ."""
+    def _back(self, trials: Iterable[Trial]) -> None:
+        """Put the weights of some trials to θ."""
         with torch.no_grad():
-            for trial in self._trials:
-                for name, before in trial.before.items() if trial.commit else ():
-                    self._live[name].copy_(before)
-
-    def _swap(self) -> None:
-        """Exchange the live weights and their copies."""
-        with torch.no_grad():
-            for trial in self._trials:
+            for trial in trials:
                 for name, before in trial.before.items():
-                    live = self._live[name].clone()
                     self._live[name].copy_(before)
-                    before.copy_(live)
 
     def _pull(self, place: int) -> None:
         trial, names = self._pieces[place]

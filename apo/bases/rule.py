@@ -51,15 +51,14 @@ class RuleBase(Base):
         judge = momentum_free(rule) if free else rule
         gradient: Params = {}
         before: Params = {}
-        pieces: list[list[str]] = []
+        pieces: list[tuple[_Part, list[str]]] = []
         parts: dict[str, _Part] = {}
         for index, group in self.groups():
             live, params, grads, state = self.optimizer.gather(group)
             params = {name: param.clone() for name, param in params.items()}  # the commit must not touch the tape
             hypers, tuned = self._hypers(group, values[index]), self.tune.keys() & values[index].keys()
             part = _Part(index, group, live, params, grads, state, hypers, tuned)
-            if params:
-                pieces += in_pieces(params) if alone else [list(params)]
+            pieces += [(part, names) for names in in_pieces(params)] if alone and params else [(part, list(params))]
             parts |= dict.fromkeys(params, part)
             gradient |= grads
             before |= params
@@ -91,8 +90,7 @@ class RuleBase(Base):
                 return self.step(values)
             restore = self._state()
             try:
-                for names in pieces:  # of an elementwise rule, no more is computed at a time than a piece
-                    part = parts[names[0]]
+                for part, names in pieces:  # of an elementwise rule, no more is computed at a time than a piece
                     with torch.no_grad():
                         new, state = rule.step(*part.of(names)) if alone else ahead(part, names)[:2]
                     self._commit([(part.group, {name: part.live[name] for name in names}, new, state)])
@@ -100,7 +98,7 @@ class RuleBase(Base):
                 restore()
                 raise
 
-        return Trial(gradient, before, pieces, look, commit)
+        return Trial(gradient, before, [names for _, names in pieces if names], look, commit)
 
     def observe(self, statistics: Statistics) -> Callable[[], None]:
         """Fold statistics of the model's curvature into the state; the returned function takes it back."""

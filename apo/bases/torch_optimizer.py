@@ -59,9 +59,10 @@ class TorchBase(Base):
         self._step(values, self.copies(scaled) if scaled else {})
 
     def takes(self, judged: Judged) -> bool:
-        """Not where its class is known and the step that is judged is another: without momentum, or without rounding.
+        """Where its class is not known, or the step that is judged is the one that is taken.
 
-        Of a step of weights of low precision, their rounding may be all that is left.
+        It is another without momentum; and without rounding, which is all that may be left of a step of weights of low
+        precision.
         """
         moving = [(bool(momentum(group)), param.dtype) for _, group, _, param in self.moving()]
         told = type(self.optimizer) in BY_CLASS and (self.without_momentum(judged) or not any(a for a, _ in moving))
@@ -105,7 +106,23 @@ class TorchBase(Base):
 
         if takes:
             self._step(values, before)
-        return Trial(gradient, before, list(in_pieces(before)), look, None if takes else partial(self.step, values))
+        commit = None if takes else partial(self._commit, values)
+        return Trial(gradient, before, list(in_pieces(before)), look, commit)
+
+    def _commit(self, values: Values) -> None:
+        """Take a step that has been judged; its gradients should be those that were judged."""
+
+        def gradients() -> list[tuple[int, int]]:
+            return [(id(param.grad), cast(Tensor, param.grad)._version) for *_, param in self.moving()]
+
+        judged = gradients()
+        self.step(values)
+        if self.optimizer._optimizer_step_pre_hooks and gradients() != judged:
+            warnings.warn(
+                f"a step pre-hook of {type(self.optimizer).__name__} changes gradients after the step has been judged: "
+                "change them before opt.step(), or in a pre-hook of the apo.APO",
+                stacklevel=2,
+            )
 
     def build_up(self) -> float:
         """The longest memory of the groups whose momentum is not corrected for its start."""
@@ -158,4 +175,4 @@ def _set(group: dict[str, Any], rate: Any) -> None:
 
 
 def _gradient(param: Tensor) -> Tensor:
-    return dense(local(cast(Tensor, param.grad)))
+    return dense(local(cast(Tensor, param.grad).detach()))

@@ -1,7 +1,8 @@
 """The displacement that is judged has no momentum in it; the weights that stay have."""
 
 import copy
-from typing import Any
+import warnings
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -207,3 +208,57 @@ def test_momentum_is_left_out_by_default_where_it_is_an_average(build: Any, free
         slopes[lookahead] = opt.record.column("slope")
     assert slopes["no-momentum"] != slopes["step"]
     assert slopes["auto"] == slopes["no-momentum" if free else "step"]
+
+
+def test_gradients_that_a_hook_changes_after_the_judgement_are_told_of() -> None:
+    """A pre-hook of the base optimizer comes too late; one that only looks on is no matter."""
+    for change, warned in ((0.5, True), (None, False)):
+
+        def hook(optimizer: Any, args: Any, kwargs: Any, change: float | None = change) -> None:
+            for param in optimizer.param_groups[0]["params"]:
+                param.grad.mul_(change) if change else param.grad.abs()
+
+        model = net()
+        base = o.AdamW(model.parameters(), lr=1e-3)
+        base.register_step_pre_hook(hook)
+        opt = apo.APO(model, base, F.cross_entropy, meta=apo.Newton(search=False))
+        (batch,) = batches(1)
+        backward(model, batch)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            opt.step(batch=batch)
+        assert any("pre-hook of AdamW changes gradients" in str(w.message) for w in caught) == warned
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_gradients_that_carry_a_graph() -> None:
+    model = net(dropout=0.0)
+    opt = apo.APO(model, o.AdamW(model.parameters(), lr=1e-3), F.cross_entropy, meta=apo.Newton(every=1))
+    for x, y in batches(3):
+        opt.zero_grad()
+        F.cross_entropy(model(x), y).backward(create_graph=True)
+        opt.step(batch=(x, y))
+    assert len(opt.record) == 3
+
+
+def test_the_state_of_a_group_without_gradients_does_not_depend_on_what_is_judged() -> None:
+    """A rule that counts its calls is called for every group, at a meta-step and between."""
+
+    class State(NamedTuple):
+        calls: Tensor
+
+    def step(params: Any, grads: Any, state: State, hypers: Any) -> Any:
+        return {n: p - hypers.lr * grads[n] if n in grads else p for n, p in params.items()}, State(state.calls + 1.0)
+
+    sgd = apo.sgd(lr=0.1)
+    rule = sgd._replace(init=lambda params: State(torch.zeros(())), step=step, without_momentum=None)
+    model = net(dropout=0.0)
+    opt = apo.APO(model, [(rule, [*model[0].parameters()])], F.cross_entropy, meta=apo.Newton(every=2))
+    opt.add_param_group({"params": [*model[5].parameters()]})
+    for batch in batches(6):
+        opt.zero_grad()
+        backward(model, batch)
+        for param in model[5].parameters():
+            param.grad = None
+        opt.step(batch=batch)
+    assert [opt.state[group["params"][0]]["calls"].item() for group in opt.param_groups] == [6.0, 6.0]

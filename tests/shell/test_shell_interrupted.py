@@ -198,3 +198,25 @@ def test_a_bad_batch_leaves_the_optimizers_alone(base: Base) -> None:
             opt.step(batch=bad)
         assert everything(model, opt) == before
     assert len(optimizers(base.build(model))) == 1
+
+
+@every_error
+def test_in_the_step_after_the_judgement(error: type[BaseException]) -> None:
+    """A step that is taken only after it has been judged, and searched, may still fail: then nothing has moved."""
+
+    def refuse(*_: Any) -> None:
+        raise error("refused")
+
+    model = net()
+    opt = apo.APO(model, torch.optim.AdamW(model.parameters(), lr=1e-4), F.cross_entropy)
+    ((x, y),) = batches(1)
+    backward(model, (x, y))
+    before, hypers = weights(model), opt.hypers()
+    hook = opt._bases[0].optimizer.register_step_pre_hook(refuse)
+    with pytest.raises(error, match="refused"):
+        opt.step(batch=(x, y))
+    hook.remove()
+    assert weights(model) == before
+    assert opt.hypers() == hypers and len(opt.record) == 0 and not opt._tuning.searched
+    opt.step(batch=(x, y))  # and it searches yet
+    assert opt.hypers()["lr"] > 2e-4

@@ -91,7 +91,7 @@ def test_what_losses_cannot_tell_gradients_do(rate: float) -> None:
         newton = apo.Newton(every=1, search=False, curvature=meta.curvature)
         opt = apo.APO(model, o.SGD(model.parameters(), lr=rate), F.cross_entropy, meta=newton)
         train(model, opt, batches(5))
-        rows.append([{**row, "evaluations": None} for row in opt.record])
+        rows.append([{**row, "evaluations": 0.0} for row in opt.record])
     assert rows[0] == rows[1]
 
 
@@ -166,3 +166,132 @@ def test_a_loss_that_wants_the_graph_of_its_outputs_is_evaluated() -> None:
     loss(model(batch[0]), batch[1]).backward()
     opt.step(batch=batch)
     assert opt.record[0]["evaluations"] == 1.0
+
+
+def rows(opt: apo.APO) -> list[dict[str, Any]]:
+    """The record, without how often something was evaluated."""
+    return [{**row, "evaluations": 0.0} for row in opt.record]
+
+
+EVALUATED: dict[str, Any] = {"forward": lambda m, batch: m(batch[0])}  # then nothing is known, as it might do anything
+
+
+@pytest.mark.parametrize("meta", [GRADIENTS, LOSSES], ids=["gradients", "losses"])
+def test_a_loss_that_reads_the_weights_is_that_at_the_start(meta: apo.Newton) -> None:
+    found = []
+    for more in ({}, EVALUATED):
+        model = net(dropout=0.0)
+
+        def loss(out: Tensor, y: Tensor, model: nn.Module = model) -> Tensor:
+            return F.cross_entropy(out, y) + 0.1 * sum(p.square().sum() for p in model.parameters())
+
+        opt = apo.APO(model, o.SGD(model.parameters(), lr=0.01), loss, meta=meta, **more)
+        for x, y in batches(6):
+            opt.zero_grad()
+            loss(model(x), y).backward()
+            opt.step(batch=(x, y))
+        found.append(opt)
+    for one, other in zip(rows(found[0]), rows(found[1]), strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
+    assert sum(found[0].record.column("evaluations")) < sum(found[1].record.column("evaluations"))
+
+
+def test_a_step_of_another_optimizer_in_between_is_not_counted_as_ours() -> None:
+    """The loss at the start is that at the weights which the step starts from."""
+    found = []
+    for more in ({}, EVALUATED):
+        model = net(dropout=0.0)
+        first = o.SGD(model[0].parameters(), lr=0.1)
+        opt = apo.APO(model, o.SGD(model[5].parameters(), lr=0.01), F.cross_entropy, meta=GRADIENTS, **more)
+        for batch in batches(6):
+            model.zero_grad()
+            backward(model, batch)
+            first.step()
+            opt.step(batch=batch)
+        found.append(rows(opt))
+    assert found[0] == found[1]
+
+
+def test_a_loss_of_outputs_that_have_one_is_not_given_that() -> None:
+    class Outputs:
+        def __init__(self, logits: Tensor) -> None:
+            self.logits, self.loss = logits, logits.square().mean()
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net(dropout=0.0)
+
+        def forward(self, x: Tensor) -> Outputs:
+            return Outputs(self.net(x))
+
+    def loss(out: Any, y: Tensor) -> Tensor:
+        out = getattr(out, "logits", out)
+        return out.square().mean() if out.ndim == 0 else F.cross_entropy(out, y)
+
+    model = Model()
+    opt = apo.APO(model, o.SGD(model.parameters(), lr=0.1), loss, meta=apo.Newton(every=1, search=False))
+    (batch,) = batches(1)
+    loss(model(batch[0]), batch[1]).backward()
+    opt.step(batch=batch)
+    assert opt.record[0]["evaluations"] == 1.0
+
+
+def test_nested_inputs_that_are_changed_in_place_are_noticed() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net(dropout=0.0)
+
+        def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+            return self.net(inputs["x"])
+
+    counts = []
+    for changed in (False, True):
+        model = Nested()
+        opt = apo.APO(model, o.SGD(model.parameters(), lr=0.1), F.cross_entropy, meta=apo.Newton(every=1, search=False))
+        ((x, y),) = batches(1)
+        inputs = {"x": x}
+        F.cross_entropy(model(inputs), y).backward()
+        if changed:
+            x.add_(1.0)
+        opt.step(batch=(inputs, y))
+        counts.append(opt.record[0]["evaluations"])
+    assert counts == [0.0, 1.0]
+
+
+def test_losses_do_not_judge_weights_of_low_precision() -> None:
+    """A step may be less than half a unit of a weight: the loss stays, which says nothing of its curvature."""
+    rates = []
+    for meta in (GRADIENTS, LOSSES):
+        torch.manual_seed(0)
+        model = nn.Linear(5, 1).bfloat16()
+
+        def loss(out: Tensor, y: Tensor) -> Tensor:
+            return F.mse_loss(out.float(), y)
+
+        opt = apo.APO(model, o.AdamW(model.parameters(), lr=1e-4), loss, meta=meta)
+        for _ in range(20):
+            x = torch.randn(16, 5)
+            batch = x.bfloat16(), x.sum(1, keepdim=True)
+            opt.zero_grad()
+            loss(model(batch[0]), batch[1]).backward()
+            opt.step(batch=batch)
+        rates.append(opt.hypers()["lr"])
+    assert rates[0] == rates[1]
+
+
+def test_a_sparse_output_is_not_kept() -> None:
+    class Sparse(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).to_sparse()
+
+    torch.manual_seed(0)
+    model = Sparse(4, 2)
+    opt = apo.APO(
+        model, o.SGD(model.parameters(), lr=0.1), lambda out, y: F.mse_loss(out.to_dense(), y), meta=GRADIENTS
+    )
+    x, y = torch.randn(3, 4), torch.randn(3, 2)
+    F.mse_loss(model(x).to_dense(), y).backward()
+    opt.step(batch=(x, y))
+    assert len(opt.record) == 1
