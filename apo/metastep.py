@@ -87,7 +87,7 @@ class MetaStep:
         tuning, exact = self._tuning, self._objective.loss_model == "exact"
         searching = tuning.searches and bool(self._feeds) and any(any(base.moving()) for base in self._bases)
         gradient: Params = {}
-        if exact and not (searching or guarding):
+        if exact and self._start_matters and not (searching or guarding):
             self._origin = self._evaluation.known(self._feeds)
         self._old = self._evaluation.outputs(self._objective, self._others) if self._fsd else []
         if searching:
@@ -258,12 +258,16 @@ class MetaStep:
             for where in end if weight else ():
                 end[where] += weight * slopes[where]
         verdict = Verdict(step.change if linear else loss, fsd, self._wsd * step.wsd, dict(step.start), end)
-        matters = isinstance(self._tuning.meta, Newton) or any(ratio != 1.0 for ratio in self._ratios)
         if by_losses:
             self._end_by_losses(verdict, 0.0 if linear else self._start())
-        elif matters and not linear:
+        elif self._start_matters and not linear:
             self._correct_start(verdict)
         return verdict
+
+    @property
+    def _start_matters(self) -> bool:
+        """Whether the slope at the start of the step moves anything."""
+        return isinstance(self._tuning.meta, Newton) or any(ratio != 1.0 for ratio in self._ratios)
 
     def _losses_tell(self, linear: bool) -> bool:
         """Whether the curvature along the step can be had from losses."""

@@ -14,7 +14,7 @@ from apo.bases.base import NUMBER
 from apo.bases.torch_optimizer import TorchBase
 from apo.hypers import Tune
 from tests.cases import bits, randn
-from tests.shell.helpers import batches, net, train, weights
+from tests.shell.helpers import backward, batches, net, train, weights
 
 o = torch.optim
 
