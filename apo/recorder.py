@@ -49,11 +49,11 @@ class Forward:
     def note(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Tensor) -> None:
         """Keep what came out, and remember what went in."""
         if outputs.layout == torch.strided and outputs.nbytes <= LITTLE:
-            self.outputs = outputs.detach()
+            self.outputs = kept = outputs.detach()
             given: Any = {**dict(enumerate(args)), **kwargs}
             self.given = {place: _held(value) for place, value in given.items()}
             seen = [_held(tensor) for tensor in (*tensors([args, kwargs]), *model.parameters())]
-            self.versions = lambda: [_version(tensor()) for tensor in seen] + [_version(self.outputs)]
+            self.versions = lambda: [_version(tensor()) for tensor in seen] + [_version(kept)]
             self.before = self.versions()
 
     def of(self, batch: Any) -> Tensor | None:

@@ -151,7 +151,7 @@ class Step:
                         param.copy_(before + factor * (param - before))
 
     def _go(self, wsd: bool) -> None:
-        """Put the live weights at θ + Δ, and learn what there is to know on the way."""
+        """Put the live weights at θ + Δ, and learn on the way what there is to know of it."""
         starts, ends = Terms(), Terms()
         sums: list[list[Tensor]] = [[], [], []]
         for trial, names in self._pieces:
