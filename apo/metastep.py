@@ -72,8 +72,7 @@ class MetaStep:
         self._verdict: Verdict | None = None
         self._watched: float | None = None
         self._shorter: float | None = None
-        self.skipped = False
-        self.evaluations, self.scale = 0, 1.0
+        self.skipped, self.evaluations, self.scale = False, 0, 1.0
 
     def look(self, guarding: bool = False) -> bool:
         """Put the live weights where the step leads; search its scale first, if that is to be.
@@ -136,10 +135,9 @@ class MetaStep:
 
     def judge(self) -> None:
         """Judge the step."""
-        verdict = self._judged()
+        self._verdict = verdict = self._judged()
         if all(map(math.isfinite, verdict.start.values())):  # else the step itself is not finite
             self._watch(verdict.loss)
-        self._verdict = verdict
 
     def settle(self) -> Row | None:
         """Shorten the step that has been taken, or move the hyperparameters, as it was judged.

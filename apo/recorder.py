@@ -15,6 +15,8 @@ from apo.traces import Traces
 
 MOST = 256
 """No more forwards than this are noted between two steps."""
+Keeps = Callable[[Any], Any]
+"""What is to be kept of outputs: a tensor, or anything else for nothing."""
 LITTLE = 2**20
 """Bytes of outputs that are kept until the step."""
 
@@ -46,10 +48,13 @@ class Forward:
         self.made = True
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # there is nothing to compile
-    def note(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Tensor) -> None:
+    def note(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any, keeps: Keeps
+    ) -> None:
         """Keep what came out, and remember what went in."""
-        if outputs.layout == torch.strided and outputs.nbytes <= LITTLE:
-            self.outputs = kept = outputs.detach()
+        found = keeps(outputs)
+        if isinstance(found, Tensor) and found.layout == torch.strided and found.nbytes <= LITTLE:
+            self.outputs = kept = found.detach()
             given: Any = {**dict(enumerate(args)), **kwargs}
             self.given = {place: _held(value) for place, value in given.items()}
             seen = [_held(tensor) for tensor in (*tensors([args, kwargs]), *model.parameters())]
@@ -101,7 +106,7 @@ class Recorder:
         self.armed, self._depth, self.owned = False, 0, True
         self.seen: list[Forward] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self.keeps: Callable[[Any], Any] = _nothing
+        self.keeps: Keeps = _nothing
 
     @classmethod
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # it cannot trace which thread runs
@@ -135,9 +140,8 @@ class Recorder:
     def after(self, module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
         """Wait for the backward of a forward that has been noted."""
         if self._noting and self.seen and self.seen[-1].made is False:
-            kept = None if torch.compiler.is_compiling() else self.keeps(outputs)
-            if isinstance(kept, Tensor):
-                self.seen[-1].note(module, args, kwargs, kept)
+            if not torch.compiler.is_compiling():
+                self.seen[-1].note(module, args, kwargs, outputs, self.keeps)
             found = [] if torch.compiler.is_compiling() else list(tensors(outputs))
             waiting = [x for x in found if x.requires_grad]
             if found and not waiting:  # of parameters that are toggled off, say: no gradient can come of it

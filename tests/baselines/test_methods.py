@@ -150,8 +150,8 @@ def test_the_rate_of_the_adam_family_scales_its_first_step() -> None:
         ("gdtuo", "adam", {}, [0, 0, 0, 0]),
         ("gen", "adam", {"every": 3}, [2, 0, 0, 2]),
         ("apo", "adamw", {"every": 3, "meta": "paper"}, [1, 0, 0, 1]),
-        ("apo", "adamw", {"every": 3}, [None, 0, 0, 2]),  # the first is searched
-        ("apo", "adamw", {"every": 3, "fsd": 0.1}, [None, 0, 0, 4]),
+        ("apo", "adamw", {"every": 3}, [None, 0, 0, 1]),  # the first is searched
+        ("apo", "adamw", {"every": 3, "fsd": 0.1}, [None, 0, 0, 3]),
     ],
 )
 def test_a_step_takes_the_forwards_that_the_page_names(
