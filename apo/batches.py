@@ -91,8 +91,8 @@ def themselves(outputs: Any) -> Any:
 
 
 def own_loss(outputs: Any) -> Any:
-    """The loss that outputs have, or, if they are a tensor, are."""
-    return outputs if isinstance(outputs, Tensor) else getattr(outputs, "loss", None)
+    """The loss that outputs have, or are."""
+    return getattr(outputs, "loss", outputs)
 
 
 def describe(value: Any) -> str:

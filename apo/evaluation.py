@@ -250,7 +250,7 @@ class Evaluation:
                 loss, outputs = self._evaluated(fed.batch)
             else:
                 outputs = self._outputs(fed.batch)
-                loss = self.loss(outputs, self._target(fed.batch)) if self.loss else getattr(outputs, "loss", outputs)
+                loss = self.loss(outputs, self._target(fed.batch)) if self.loss else own_loss(outputs)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             way = "loss= must return it" if self.loss else "pass loss= or evaluate="
             way = "evaluate= must return it first, and then the outputs" if self.evaluate else way

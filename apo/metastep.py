@@ -17,9 +17,8 @@ from apo.evaluation import Evaluation
 from apo.newton import Newton, search, shorten
 from apo.proximal import Proximal
 from apo.record import Row
-from apo.shards import local
 from apo.stepping import Step
-from apo.trees import dense, inner, total
+from apo.trees import add_part, inner, total
 from apo.tuning import Tuning
 from apo.types import Params
 from apo.verdict import Verdict, along
@@ -90,7 +89,7 @@ class MetaStep:
             self._origin = self._evaluation.known(self._feeds)
         self._old = self._evaluation.outputs(self._objective, self._others) if self._fsd else []
         if searching:
-            self._origin = self._judge(self._feeds, [], partial(_add, gradient))[0]
+            self._origin = self._judge(self._feeds, [], partial(add_part, gradient))[0]
         elif tuning.by_losses and tuning.trust.due and exact and not guarding:
             self._check()
         self._look(undo=searching)
@@ -194,7 +193,7 @@ class MetaStep:
 
     def _check(self) -> None:
         """Find out whether the gradients that the optimizer is given are those of the loss on the fed batches."""
-        given = {n: dense(local(p.grad)) for base in self._bases for *_, n, p in base.moving() if p.grad is not None}
+        given = {name: grad for base in self._bases for name, grad in base.gradients().items()}
         products: list[Tensor] = []
 
         def take_in(name: str, gradient: Tensor) -> None:
@@ -293,7 +292,3 @@ class MetaStep:
         # Clipping keeps the sign: where it differs, the loss bends too much along the step for the losses to tell.
         if scaled > 0.0 and self._tells(change):
             verdict.start = {where: slope * scaled for where, slope in verdict.start.items()}
-
-
-def _add(gradient: Params, name: str, part: Tensor) -> None:
-    gradient[name] = gradient[name] + part if name in gradient else part

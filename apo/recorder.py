@@ -66,14 +66,14 @@ class Forward:
 
         Neither may have changed since, nor the weights.
         """
-        wanted = batch if isinstance(batch, Mapping) else dict(enumerate(batch[:1])) if _is_batch(batch) else {}
+        wanted: Mapping[Any, Any] = {}
+        if isinstance(batch, Mapping):
+            wanted = batch
+        elif isinstance(batch, Sequence):
+            wanted = dict(enumerate(batch[:1]))
         same = bool(wanted) and self.given.keys() == wanted.keys()
         same = same and all(self.given[place]() is value for place, value in wanted.items())
         return self.outputs if same and self.versions() == self.before else None
-
-
-def _is_batch(batch: Any) -> bool:
-    return isinstance(batch, Sequence) and not isinstance(batch, str)
 
 
 def _held(value: Any) -> Callable[[], Any]:

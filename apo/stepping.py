@@ -10,7 +10,7 @@ from torch import Tensor
 from apo.bases.base import Base, Piece, Slopes, Terms, Trial, Values
 from apo.processes import Processes
 from apo.shards import local
-from apo.trees import inner, total
+from apo.trees import add_part, inner, total
 from apo.types import Judged, Params
 
 
@@ -95,7 +95,7 @@ class Step:
         if place is None:
             return
         waiting = self._waiting.setdefault(place, {})
-        waiting[name] = waiting[name] + gradient if name in waiting else gradient
+        add_part(waiting, name, gradient)
         if len(waiting) == len(self._pieces[place][1]):
             self._pull(place)
 

@@ -33,6 +33,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def add_part(gradient: Params, name: str, part: Tensor) -> None:
+    """Add a part to the gradient of a parameter, of which there may be none yet."""
+    gradient[name] = gradient[name] + part if name in gradient else part
+
+
 def dense(tensor: Tensor) -> Tensor:
     """A tensor in the ordinary layout: itself, or what a sparse one stands for."""
     return tensor if tensor.layout == torch.strided else tensor.to_dense()

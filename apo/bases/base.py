@@ -14,6 +14,7 @@ from torch import Tensor
 
 from apo.hypers import Coordinate, Tune
 from apo.shards import local
+from apo.trees import dense
 from apo.types import Domain, Judged, Params
 
 Values = list[dict[str, float | dict[str, float]]]
@@ -127,6 +128,10 @@ class Base(ABC):
     def copies(self, only: set[str] | None = None) -> Params:
         """Copies of everything that has a gradient, or of the named part of it; of shards, those that are here."""
         return {n: local(p.detach()).clone() for _, _, n, p in self.moving() if only is None or n in only}
+
+    def gradients(self) -> Params:
+        """The gradients of everything that has one, without graphs; of shards, those that are here."""
+        return {n: dense(local(p.grad.detach())) for *_, n, p in self.moving() if p.grad is not None}
 
     def finite(self) -> bool:
         """Whether every gradient is finite, as far as it is in this process."""

@@ -14,7 +14,7 @@ from apo.bases.linearity import why_not_linear
 from apo.domains import POSITIVE
 from apo.hypers import Tune
 from apo.shards import local
-from apo.trees import compute_dtype, dense, inner
+from apo.trees import compute_dtype, inner
 from apo.types import Domain, Judged, Params
 
 
@@ -74,7 +74,7 @@ class TorchBase(Base):
         before, takes = self.copies(), self.takes(judged)
         # With foreach, SGD leaves g + μv in the place of a gradient g under nesterov.
         kept = {name for name, (_, group, _) in moving.items() if takes and group.get("nesterov")}
-        gradient = {n: _gradient(p).clone() if n in kept else _gradient(p) for n, (_, _, p) in moving.items()}
+        gradient = {n: grad.clone() if n in kept else grad for n, grad in self.gradients().items()}
         rates = {n: values[index].get("lr", group["lr"]) for n, (index, group, _) in moving.items()}
         owners = {
             name: (self.coordinate("lr", group, name), index)
@@ -172,7 +172,3 @@ def _set(group: dict[str, Any], rate: Any) -> None:
             group["lr"].copy_(rate) if isinstance(rate, Tensor) else group["lr"].fill_(rate)
     else:
         group["lr"] = rate
-
-
-def _gradient(param: Tensor) -> Tensor:
-    return dense(local(cast(Tensor, param.grad).detach()))

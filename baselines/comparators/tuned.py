@@ -1,6 +1,6 @@
 """`apo.APO` itself, through the contract of its comparators."""
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ RELATIVE: Final[dict[str, Schedule]] = {"constant": constant, "linear": linear, 
 def _meta(config: "Config") -> apo.Newton | apo.Gradient:
     """What moves the hyperparameters; the paper's rate is that of its §5, and by layer that of its App. C."""
     if config.meta == "newton":
-        return apo.Newton(every=config.every, curvature="losses" if config.curvature == "losses" else "gradients")
+        return apo.Newton(every=config.every, curvature=cast(Any, config.curvature))
     default = 0.1 if config.by == "global" else 1e-3
     rate = default if config.meta_lr is None else config.meta_lr
     return apo.Gradient(torch.optim.RMSprop, lr=rate, every=config.every)
@@ -42,7 +42,7 @@ class Apo(OptimizerMethod):
             objective=apo.Proximal(
                 fsd=config.fsd,
                 wsd=config.wsd,
-                loss_model="linear" if config.loss_model == "linear" else "exact",
+                loss_model=cast(Any, config.loss_model),
                 other_fraction=config.other_fraction,
             ),
             tune=dict.fromkeys(config.tune, config.by),
