@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from apo.checks import short
 from apo.packing import packs, together
-from apo.trees import compute_dtype
+from apo.trees import compute_dtype, leaves, rebuild, scalar
 from apo.types import Domain, H, Params, Rule, S
+
+InPlace = Callable[[list[Tensor], list[Tensor], Any, Any], bool]
+"""The steps of many tensors, of a state and hyperparameters as a rule's own; whether they have been taken."""
 
 
 def elementwise(
@@ -21,6 +24,8 @@ def elementwise(
     without_momentum: Callable[[Tensor, Tensor, S, H], Tensor] | None = None,
     *,
     pack: bool = False,
+    numbers: bool = False,
+    in_place: InPlace | None = None,
 ) -> Rule[S, H]:
     """Lift an update of one tensor to a `Rule` on dicts of tensors.
 
@@ -35,8 +40,14 @@ def elementwise(
         domains: The domain of every field of ``hypers``.
         without_momentum: ``without_momentum(param, grad, state, hypers) -> param`` for one tensor, if the update has
             momentum.
-        pack: Whether small tensors may be handed to the updates end to end, as one. True is right if an update treats
-            every element of a tensor on its own; it saves most of the time on models with many small tensors.
+        pack: Whether small tensors may be handed to the updates end to end, as one, and large ones in parts. True is
+            right if an update treats every element of a tensor on its own; it saves most of the time on models with
+            many small tensors, and much of it on large ones.
+        numbers: Whether the updates take hyperparameters as plain numbers, too, where they are not differentiated. That
+            saves passes over the tensors; otherwise they are given 0-d tensors always.
+        in_place: ``in_place(params, grads, state, hypers) -> taken``, the steps of many tensors at once, in place: with
+            lists of tensors, in every field of the state too (None where a tensor has none), and plain numbers. It
+            returns False, and has changed nothing, where it cannot take them. `apo.APO` steps by it between meta-steps.
 
     Returns:
         The rule. Each field of its state is a dict keyed by parameter name.
@@ -50,19 +61,41 @@ def elementwise(
         raise TypeError(f"hypers={short(hypers)} must be a NamedTuple of 0-d tensors, as apo.domains.hyper makes them")
     if domains.keys() != set(fields):
         raise ValueError(f"domains has {', '.join(domains)}, and must have the fields of hypers: {', '.join(fields)}")
-    return Rule(
-        partial(init_each, init),
-        partial(_step, update, pack),
-        hypers,
-        domains,
-        partial(_without_momentum, without_momentum, pack) if without_momentum else None,
-    )
+    free = partial(_free, Lifted(partial(_stateless, without_momentum), pack, numbers)) if without_momentum else None
+    step: Any = Lifted(update, pack, numbers, in_place)
+    return Rule(partial(init_each, init), step, hypers, domains, free)
 
 
-def is_elementwise(rule: Rule[Any, Any]) -> bool:
-    """Whether a rule is as `elementwise` made it, so that each tensor's step depends on that tensor alone."""
-    steps = [step for step in (rule.step, rule.without_momentum) if step is not None]
-    return all(getattr(step, "func", None) in (_step, _without_momentum) for step in steps)
+class Lifted(NamedTuple):
+    """The step of a rule that `elementwise` made: each tensor's depends on that tensor alone.
+
+    Attributes:
+        update: ``update(param, grad, state, hypers) -> (param, state)`` for one tensor.
+        pack: Whether it treats every element of a tensor on its own.
+        numbers: Whether it takes hyperparameters as plain numbers, too.
+        in_place: The same for many tensors in place.
+    """
+
+    update: Callable[[Tensor, Tensor, Any, Any], tuple[Tensor, Any]]
+    pack: bool
+    numbers: bool
+    in_place: InPlace | None = None
+
+    def __call__(self, params: Params, grads: Params, state: S, hypers: H) -> tuple[Params, S]:
+        """Step all parameters that have a gradient."""
+        if not self.numbers:
+            hypers = rebuild(hypers, (_tensor(h) for h in leaves(hypers)))
+        packed = [keys for keys in packs(params, grads, state) if len(keys) > 1] if self.pack else []
+        in_packs = {key for keys in packed for key in keys}
+        others = {key: grad for key, grad in grads.items() if key not in in_packs}
+
+        def updated() -> Iterator[tuple[str, Tensor, S]]:
+            for key, param, grad, old, local in slices(params, others, state, hypers):
+                yield key, *self.update(param, grad, old, local)
+            for keys in packed:
+                yield from together(self.update, keys, params, grads, state, hypers)
+
+        return collect(params, state, updated())
 
 
 def init_each(init: Callable[[Tensor], S], params: Params) -> S:
@@ -95,33 +128,16 @@ def collect(params: Params, state: S, updated: Iterable[tuple[str, Tensor, S]]) 
     return new_params, type(state)(*fields)
 
 
-def _step(
-    update: Callable[[Tensor, Tensor, S, H], tuple[Tensor, S]],
-    pack: bool,
-    params: Params,
-    grads: Params,
-    state: S,
-    hypers: H,
-) -> tuple[Params, S]:
-    packed = [keys for keys in packs(params, grads, state) if len(keys) > 1] if pack else []
-    in_packs = {key for keys in packed for key in keys}
-    others = {key: grad for key, grad in grads.items() if key not in in_packs}
-
-    def updated() -> Iterator[tuple[str, Tensor, S]]:
-        for key, param, grad, old, local in slices(params, others, state, hypers):
-            yield key, *update(param, grad, old, local)
-        for keys in packed:
-            yield from together(update, keys, params, grads, state, hypers)
-
-    return collect(params, state, updated())
+def _tensor(hyper: Tensor | float) -> Tensor:
+    return hyper if isinstance(hyper, Tensor) else scalar(hyper)
 
 
-def _without_momentum(
-    free: Callable[[Tensor, Tensor, S, H], Tensor], pack: bool, params: Params, grads: Params, state: S, hypers: H
-) -> Params:
+def _stateless(
+    free: Callable[[Tensor, Tensor, S, H], Tensor], param: Tensor, grad: Tensor, state: S, hypers: H
+) -> tuple[Tensor, S]:
     nothing: Any = [None for _ in state]
+    return free(param, grad, state, hypers), type(state)(*nothing)
 
-    def update(param: Tensor, grad: Tensor, old: S, local: H) -> tuple[Tensor, S]:
-        return free(param, grad, old, local), type(state)(*nothing)
 
-    return _step(update, pack, params, grads, state, hypers)[0]
+def _free(lifted: Lifted, params: Params, grads: Params, state: S, hypers: H) -> Params:
+    return lifted(params, grads, state, hypers)[0]

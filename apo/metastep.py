@@ -254,7 +254,7 @@ class MetaStep:
         for weight, slopes in ((float(linear), step.start), (self._wsd, step.wsd_slopes)):
             for where in end if weight else ():
                 end[where] += weight * slopes[where]
-        verdict = Verdict(step.change if linear else loss, fsd, self._wsd * step.wsd, dict(step.start), end)
+        verdict = Verdict(step.change() if linear else loss, fsd, self._wsd * step.wsd, dict(step.start), end)
         if by_losses:
             self._end_by_losses(verdict, 0.0 if linear else self._start())
         elif self._start_matters and not linear:

@@ -3,14 +3,15 @@
 What a small tensor costs is the calls, not the arithmetic; packed, hundreds of them cost a few calls.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from apo.trees import compute_dtype
+from apo.arithmetic import Number
+from apo.trees import compute_dtype, scalar
 from apo.types import H, Params, S
 
 SMALL = {"cpu": 2**14}
@@ -47,8 +48,8 @@ def together(
     dtype, sizes = like[0].dtype, [tensor.numel() for tensor in like]
     compute = compute_dtype(dtype)
     entries: list[Any] = [_packed(field, keys) for field in state]
-    local: list[Any] = [_spread(h, keys, sizes, like[0].device) if isinstance(h, dict) else h for h in hypers]
     param, grad = _flat(like).to(compute), _flat(grads[key] for key in keys).to(compute)
+    local: list[Any] = [_spread(h, keys, sizes, like[0].device) if isinstance(h, dict) else h for h in hypers]
     new, after = update(param, grad, type(state)(*entries), type(hypers)(*local))
     columns: list[Sequence[Any]] = [[None] * len(keys) for _ in entries]
     for place, (before, now) in enumerate(zip(entries, after, strict=True)):
@@ -86,7 +87,7 @@ def _unpacked(flat: Tensor, like: list[Tensor], sizes: list[int]) -> list[Tensor
     return [flat.narrow(0, at, size).view(p.shape) for at, size, p in zip(starts, sizes, like, strict=False)]
 
 
-def _spread(hypers: Params, keys: list[str], sizes: list[int], device: torch.device) -> Tensor:
+def _spread(hypers: Mapping[str, Number], keys: list[str], sizes: list[int], device: torch.device) -> Tensor:
     """A hyperparameter of each tensor, for each of its elements."""
-    each = torch.stack([hypers[key] for key in keys]).to(device)
+    each = torch.stack([scalar(h) if isinstance(h := hypers[key], float) else h for key in keys]).to(device)
     return each.repeat_interleave(torch.tensor(sizes, device=device))

@@ -229,7 +229,7 @@ def lookahead(
         params: Parameters θ.
         grads: Gradients g, keyed as ``params``; parameters without one stay.
         state: The rule's state ξ.
-        hypers: Hyperparameters φ, each a 0-d tensor or a dict of them keyed as ``params``.
+        hypers: Hyperparameters φ, each a 0-d tensor, a plain number, or a dict of them keyed as ``params``.
         wrt: The names of those that the tape is kept from; None for all. For the others the pullback gives 0.
 
     Returns:
@@ -244,13 +244,13 @@ def lookahead(
     versions = [tensor._version for tensor in given]
     named = cast(Any, hypers)._asdict().items()
     marked: list[tuple[Any, bool]] = [(h, wrt is None or name in wrt) for name, field in named for h in leaves([field])]
-    # Plain numbers are welcome, too.
     inputs = [(h if isinstance(h, Tensor) else scalar(h)).detach().clone().requires_grad_(on) for h, on in marked]
     sources = [h for h in inputs if h.requires_grad]
+    taken = [new if on or isinstance(h, Tensor) else h for new, (h, on) in zip(inputs, marked, strict=True)]
     fixed = {key: p.detach() for key, p in params.items()}
     slopes = {key: g.detach() for key, g in grads.items()}
     with torch.enable_grad():
-        new_params, new_state = rule.step(fixed, slopes, detached(state), rebuild(hypers, inputs))
+        new_params, new_state = rule.step(fixed, slopes, detached(state), rebuild(hypers, taken))
     if versions != [tensor._version for tensor in given]:
         raise ValueError("the rule changed params, grads or state in place: write p = p - d, not p -= d or p.sub_(d)")
 

@@ -7,7 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from apo.bases.base import Base, Piece, Slopes, Terms, Trial, Values
+from apo.bases.base import Base, Slopes, Terms, Trial, Values
+from apo.pieces import Cut, rows, some
 from apo.processes import Processes
 from apo.shards import local
 from apo.trees import add_part, inner, total
@@ -22,8 +23,7 @@ class Step:
     Attributes:
         moved: Whether any weight is displaced, in any process.
         start: Slopes of what g is the gradient of, at the beginning of the step.
-        change: The change of the loss to first order, gᵀΔ.
-        wsd: The weight-space discrepancy, ½‖Δ‖².
+        wsd: The weight-space discrepancy, ½‖Δ‖², if it is wanted.
         wsd_slopes: Its slopes at the end of the step.
         scale: The scale of the step that stays, against the one taken.
     """
@@ -45,7 +45,7 @@ class Step:
             values: Effective hyperparameters.
             judged: Whether momentum is left out of the judgement.
             processes: Those that train together.
-            wsd: Whether the slopes of the weight-space discrepancy are wanted.
+            wsd: Whether the weight-space discrepancy and its slopes are wanted.
             undo: Whether `abandon` is to be possible also where a base can only be judged by taking its step.
         """
         self._bases, self._processes = bases, processes
@@ -61,8 +61,11 @@ class Step:
                 if base.takes(judged) and (undo or len(bases) > 1):
                     self._undo.append(base.backup())
                 self._trials.append(base.trial(values, judged))
-            self._pieces = [(trial, names) for trial in self._trials for names in trial.pieces]
-            self._place = {name: place for place, (_, names) in enumerate(self._pieces) for name in names}
+            self._pieces = [(trial, cut) for trial in self._trials for cut in trial.cuts]
+            self._places: dict[str, list[int]] = {}
+            for place, (_, cut) in enumerate(self._pieces):
+                for name in cut:
+                    self._places.setdefault(name, []).append(place)
             self._go(wsd)
         except BaseException:
             self.abandon()
@@ -81,23 +84,29 @@ class Step:
         """The relative error of the weights, the largest where their dtypes differ."""
         return max((torch.finfo(param.dtype).eps for param in self._live.values()), default=0.0)
 
+    def change(self) -> float:
+        """The change of the loss to first order, gᵀΔ."""
+        terms: list[Tensor] = []
+        for trial, cut in self._pieces:
+            slopes = some(trial.gradient, cut)
+            terms.extend(inner(slopes[name], delta) for name, delta in trial.look(cut).delta.items())
+        return self._processes.whole([total(terms)])[0]
+
     def slopes(self, cotangents: Params) -> Slopes:
         """From a gradient at θ + Δ to derivatives with respect to offsets."""
         terms: Terms = {where: [] for where in self.start}
-        for trial, names in self._pieces:
-            found = {name: cotangents[name] for name in names if name in cotangents}
-            _add(terms, trial.look(names).pullback(found))
+        for trial, cut in self._pieces:
+            _add(terms, trial.look(cut).pullback(some(cotangents, cut)))
         return self._whole(terms)
 
     def take_in(self, name: str, gradient: Tensor) -> None:
         """Take in a part of the gradient at θ + Δ: of one parameter, or a term of it."""
-        place = self._place.get(name)
-        if place is None:
-            return
-        waiting = self._waiting.setdefault(place, {})
-        add_part(waiting, name, gradient)
-        if len(waiting) == len(self._pieces[place][1]):
-            self._pull(place)
+        for place in self._places.get(name, ()):
+            cut = self._pieces[place][1]
+            waiting = self._waiting.setdefault(place, {})
+            add_part(waiting, name, rows(gradient, cut[name]))
+            if len(waiting) == len(cut):
+                self._pull(place)
 
     def end(self) -> Slopes:
         """Slopes at the end of the step, of what all that has been taken in is the gradient of."""
@@ -113,8 +122,8 @@ class Step:
             return
         kept = {name: param.detach().clone() for name, param in self._live.items()}
         try:
-            for trial, names in self._pieces if scale else ():
-                self._put(trial, trial.look(names), scale)
+            for trial, cut in self._pieces if scale else ():
+                self._put(trial, cut, trial.look(cut).delta, scale)
             if not scale:
                 self._back(self._trials)
             yield
@@ -153,33 +162,29 @@ class Step:
     def _go(self, wsd: bool) -> None:
         """Put the live weights at θ + Δ, and learn on the way what there is to know of it."""
         starts, ends = Terms(), Terms()
-        sums: list[list[Tensor]] = [[], [], []]
-        for trial, names in self._pieces:
-            self._learn(trial, names, starts, ends if wsd else None, sums)
-        moved, change, half = map(total, sums)
-        self.moved = self._processes.any(moved > 0.0)
+        halves: list[Tensor] = []
+        for trial, cut in self._pieces:
+            piece = trial.look(cut)
+            _add(starts, piece.pullback(some(trial.gradient, cut)))
+            if wsd:
+                halves.extend(0.5 * inner(delta, delta) for delta in piece.delta.values())
+                _add(ends, piece.pullback(piece.delta))
+            if trial.commit is not None:
+                self._put(trial, cut, piece.delta, 1.0)
+            del piece  # before the next one is there
         self.start, self.wsd_slopes = self._whole(starts), self._whole(ends)
-        self.change, self.wsd = self._processes.whole([change, half])
+        self.moved = any(self.start.values()) or self._processes.any(self._displaced())
+        (self.wsd,) = self._processes.whole([total(halves)])
 
-    def _learn(
-        self, trial: Trial, names: list[str], starts: Terms, ends: Terms | None, sums: Sequence[list[Tensor]]
-    ) -> None:
-        """Learn it of one piece, and put that there; nothing of it is held any longer."""
-        piece = trial.look(names)
-        for name, delta in piece.delta.items():
-            found = delta.count_nonzero(), inner(trial.gradient[name], delta), 0.5 * inner(delta, delta)
-            for terms, term in zip(sums, found, strict=True):
-                terms.append(term)
-        _add(starts, piece.pullback({name: trial.gradient[name] for name in names}))
-        if ends is not None:
-            _add(ends, piece.pullback(piece.delta))
-        if trial.commit is not None:
-            self._put(trial, piece, 1.0)
+    def _displaced(self) -> bool:
+        """Whether any weight is, in this process, where slopes do not say so."""
+        return any(bool(delta.any()) for trial, cut in self._pieces for delta in trial.look(cut).delta.values())
 
-    def _put(self, trial: Trial, piece: Piece, scale: float) -> None:
+    def _put(self, trial: Trial, cut: Cut, displaced: Params, scale: float) -> None:
         with torch.no_grad():
-            for name, delta in piece.delta.items():
-                self._live[name].copy_(trial.before[name]).add_(delta, alpha=scale)
+            for name, delta in displaced.items():
+                start, end = (rows(whole[name], cut[name]) for whole in (trial.before, self._live))
+                torch.add(start, delta, alpha=scale, out=end)
 
     def _back(self, trials: Iterable[Trial]) -> None:
         """Put the weights of some trials to θ."""
@@ -189,8 +194,8 @@ class Step:
                     self._live[name].copy_(before)
 
     def _pull(self, place: int) -> None:
-        trial, names = self._pieces[place]
-        _add(self._end, trial.look(names).pullback(self._waiting.pop(place)))
+        trial, cut = self._pieces[place]
+        _add(self._end, trial.look(cut).pullback(self._waiting.pop(place)))
 
     def _whole(self, terms: Terms) -> Slopes:
         """The sums of derivatives, over all processes too."""

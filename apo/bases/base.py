@@ -6,19 +6,22 @@ proportional to its learning rate, so dθ'/d log lr is the displacement Δ = θ'
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from apo.hypers import Coordinate, Tune
+from apo.pieces import Cut
 from apo.shards import local
 from apo.trees import dense
 from apo.types import Domain, Judged, Params
 
-Values = list[dict[str, float | dict[str, float]]]
-"""Effective hyperparameters, one dict for each group of the shell: a float, or a dict of them by parameter name."""
+Settings = dict[str, float | dict[str, float]]
+"""Effective hyperparameters of a group: a float, or a dict of them by parameter name."""
+Values = list[Settings]
+"""Those of every group of the shell."""
 Where = tuple[Coordinate, int]
 """A tuned number, and one of the groups that share it."""
 Terms = dict[Where, list[Tensor]]
@@ -29,12 +32,8 @@ NUMBER = "group_number"
 """The key under which a group keeps its number: it stays the same when a group is added to a base before its own."""
 
 
-PIECE = 2**18
-"""Elements that are looked at together: so many that calls cost little, so few that a copy of them is nothing."""
-
-
 class Piece(NamedTuple):
-    """A step, as far as it is of some parameters.
+    """A step, as far as it is of some parameters, or rows of one.
 
     Attributes:
         delta: Their displacement that is judged.
@@ -51,16 +50,16 @@ class Trial(NamedTuple):
     Attributes:
         gradient: The gradient g of everything that it moves.
         before: θ, copies.
-        pieces: The names of what it moves, in pieces.
-        look: From the names of a piece to that piece, any number of times while the live weights are where it leads.
+        cuts: What it moves, in pieces.
+        look: From what is in a piece to that piece, any number of times while the live weights are where it leads.
         commit: Takes the base optimizer's step, with the live weights at θ again; None where it has been taken, which
             is the only way to know where it leads.
     """
 
     gradient: Params
     before: Params
-    pieces: list[list[str]]
-    look: Callable[[Sequence[str]], Piece]
+    cuts: list[Cut]
+    look: Callable[[Cut], Piece]
     commit: Callable[[], None] | None
 
 
@@ -157,19 +156,6 @@ class Base(ABC):
             state.update(saved)
 
         return restore
-
-
-def in_pieces(params: Params) -> Iterator[list[str]]:
-    """The names of parameters, a piece at a time."""
-    names: list[str] = []
-    size = 0
-    for name, param in params.items():
-        if names and size + param.numel() > PIECE:
-            yield names
-            names, size = [], 0
-        names, size = [*names, name], size + param.numel()
-    if names:
-        yield names
 
 
 def _clone(value: Any) -> Any:

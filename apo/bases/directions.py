@@ -25,10 +25,11 @@ def adam(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Te
     """The gradient over √v̂ + ε; Adam and NAdam."""
     grad, decay = _split(group, grad, param)
     beta = group["betas"][1]
-    square = _average(state, "exp_avg_sq", beta, grad.square())
+    correction = 1.0 - beta ** _count(state)
+    square = _square(state, "exp_avg_sq", beta, grad, correction)
     if group.get("amsgrad") and state:
-        square = torch.maximum(square, state["max_exp_avg_sq"])
-    return _over(grad, square.div_(1.0 - beta ** _count(state)).sqrt_().add_(group["eps"]), decay)
+        square = torch.maximum(square, state["max_exp_avg_sq"] / correction)
+    return _over(grad, square.sqrt_().add_(group["eps"]), decay)
 
 
 def adamw(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ def adamw(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> T
 def sparse_adam(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
     """As `adam` without a decay, where the gradient has rows; ε is added before the correction."""
     beta = group["betas"][1]
-    square = _average(state, "exp_avg_sq", beta, grad.square())
+    square = _square(state, "exp_avg_sq", beta, grad)
     sign = -1.0 if group["maximize"] else 1.0
     return _over(sign * math.sqrt(1.0 - beta ** _count(state)) * grad, square.sqrt_().add_(group["eps"]))
 
@@ -54,7 +55,7 @@ def radam(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> T
     if length <= 5.0:
         return grad if decay is None else grad + decay
     rectifier = math.sqrt((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length))
-    square = _average(state, "exp_avg_sq", beta, grad.square())
+    square = _square(state, "exp_avg_sq", beta, grad)
     return _over(grad, square.sqrt_().add_(group["eps"]).div_(rectifier * math.sqrt(correction)), decay)
 
 
@@ -68,9 +69,10 @@ def adamax(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> 
 def rmsprop(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
     """The gradient over √s + ε."""
     grad = _l2(group, grad, param)
-    square = _average(state, "square_avg", group["alpha"], grad.square())
+    square = _square(state, "square_avg", group["alpha"], grad)
     if group["centered"]:
-        mean = _average(state, "grad_avg", group["alpha"], grad.clone())
+        fresh = (1.0 - group["alpha"]) * grad
+        mean = fresh.add_(state["grad_avg"], alpha=group["alpha"]) if state else fresh
         square = square.addcmul_(mean, mean, value=-1.0)
     return _over(grad, square.sqrt_().add_(group["eps"]))
 
@@ -93,10 +95,11 @@ def _over(grad: Tensor, denominator: Tensor, decay: Tensor | None = None) -> Ten
     return direction if decay is None else direction.add_(decay)
 
 
-def _average(state: dict[str, Any], key: str, beta: float, new: Tensor) -> Tensor:
-    """A running average after the step, in the place of what it takes in; before the first step there is no state."""
-    average = new.mul_(1.0 - beta)
-    return average.add_(state[key], alpha=beta) if state else average
+def _square(state: dict[str, Any], key: str, beta: float, grad: Tensor, over: float = 1.0) -> Tensor:
+    """The running average of g² after the step, over a number; before the first step there is no state."""
+    if not state:
+        return grad.square().mul_((1.0 - beta) / over)
+    return torch.mul(state[key], beta / over).addcmul_(grad, grad, value=(1.0 - beta) / over)
 
 
 def _count(state: dict[str, Any]) -> float:

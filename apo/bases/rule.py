@@ -1,20 +1,21 @@
 """An update rule as a base optimizer: its state in an optimizer's groups, its tape as the pullback."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from apo.bases.base import Base, Piece, Terms, Trial, Values, in_pieces
+from apo.bases.base import Base, Piece, Settings, Terms, Trial, Values
 from apo.bases.directions import built_up
 from apo.bases.rule_optimizer import RuleOptimizer
 from apo.domains import derivative
 from apo.hypers import Coordinate
-from apo.lifting import is_elementwise
+from apo.lifting import Lifted
+from apo.pieces import Cut, in_pieces, rows, some
 from apo.proximal import Lookahead, lookahead, momentum_free
 from apo.shards import local
-from apo.trees import scalar
+from apo.trees import leaves, rebuild, scalar
 from apo.types import Domain, Judged, Params, Statistics
 
 
@@ -29,13 +30,17 @@ class RuleBase(Base):
         return self.optimizer.rule.domains
 
     def step(self, values: Values) -> None:
-        """Take the step."""
+        """Take the step, of all groups at once; in place where the rule can, as torch's optimizers do."""
         rule, done = self.optimizer.rule, []
-        for index, group in self.groups():
-            live, params, grads, state = self.optimizer.gather(group)
-            with torch.no_grad():
-                done.append((group, live, *rule.step(params, grads, state, self._hypers(group, values[index]))))
-        self._commit(done)
+        parts = [self._part(index, group, values[index], ()) for index, group in self.groups()]
+        with torch.no_grad():
+            for part in parts:
+                if not self._in_place(part):
+                    done.append((part, *rule.step(*part.whole)))
+                elif any(param not in self.optimizer.state for param in part.live.values()):  # its first step
+                    self.optimizer.keep(part.group, part.live, part.state)
+            for part, new, state in done:
+                self._write(part, new, state)
 
     def takes(self, judged: Judged) -> bool:
         """A rule says where it leads without going there."""
@@ -46,34 +51,34 @@ class RuleBase(Base):
 
         The tape of an elementwise rule is made anew whenever a piece is looked at, that of any other one is kept.
         """
-        rule = self.optimizer.rule
-        free, alone = self.without_momentum(judged), is_elementwise(rule)
-        judge = momentum_free(rule) if free else rule
+        rule, alone = self.optimizer.rule, isinstance(self.optimizer.rule.step, Lifted)
+        judge = momentum_free(rule) if self.without_momentum(judged) else rule
         gradient: Params = {}
         before: Params = {}
-        pieces: list[tuple[_Part, list[str]]] = []
+        own: list[_Part] = []
+        cuts: list[Cut] = []
         parts: dict[str, _Part] = {}
         for index, group in self.groups():
-            live, params, grads, state = self.optimizer.gather(group)
-            params = {name: param.clone() for name, param in params.items()}  # the commit must not touch the tape
-            hypers, tuned = self._hypers(group, values[index]), self.tune.keys() & values[index].keys()
-            part = _Part(index, group, live, params, grads, state, hypers, tuned)
-            pieces += [(part, names) for names in in_pieces(params)] if alone and params else [(part, list(params))]
-            parts |= dict.fromkeys(params, part)
-            gradient |= grads
-            before |= params
+            part = self._part(index, group, values[index], self.tune)
+            part = part._replace(params={name: p.clone() for name, p in part.params.items()})
+            own.append(part)
+            if part.params:
+                cuts += part.cuts(rule.step) if alone else [dict.fromkeys(part.params)]
+            parts |= dict.fromkeys(part.params, part)
+            gradient |= part.grads
+            before |= part.params
         kept: dict[int, Lookahead[Any, Any]] = {}
 
-        def ahead(part: "_Part", names: Sequence[str]) -> Lookahead[Any, Any]:
+        def ahead(part: "_Part", cut: Cut) -> Lookahead[Any, Any]:
             if alone:
-                return lookahead(judge, *part.of(names), wrt=part.tuned)
+                return lookahead(judge, *part.of(cut), wrt=part.tuned)
             if part.number not in kept:
                 kept[part.number] = lookahead(judge, *part.whole, wrt=part.tuned)
             return kept[part.number]
 
-        def look(names: Sequence[str]) -> Piece:
-            part = parts[names[0]]
-            found = ahead(part, names)
+        def look(cut: Cut) -> Piece:
+            part = parts[next(iter(cut))]
+            found = ahead(part, cut)
 
             def pullback(cotangents: Params) -> Terms:
                 natural, terms = found.pullback(cotangents)._asdict(), Terms()
@@ -83,22 +88,20 @@ class RuleBase(Base):
                         terms.setdefault((coordinate, part.number), []).append(slope)
                 return terms
 
-            return Piece({name: found.params[name] - before[name] for name in names}, pullback)
+            return Piece({name: found.params[name] - rows(before[name], at) for name, at in cut.items()}, pullback)
 
         def commit() -> None:
             if judge is not rule and not alone:
                 return self.step(values)
             restore = self._state()
             try:
-                for part, names in pieces:  # of an elementwise rule, no more is computed at a time than a piece
-                    with torch.no_grad():
-                        new, state = rule.step(*part.of(names)) if alone else ahead(part, names)[:2]
-                    self._commit([(part.group, {name: part.live[name] for name in names}, new, state)])
+                for part in own:
+                    self._commit(part, None if alone else ahead(part, dict.fromkeys(part.params)))
             except BaseException:
                 restore()
                 raise
 
-        return Trial(gradient, before, [names for _, names in pieces if names], look, commit)
+        return Trial(gradient, before, cuts, look, commit)
 
     def observe(self, statistics: Statistics) -> Callable[[], None]:
         """Fold statistics of the model's curvature into the state; the returned function takes it back."""
@@ -106,19 +109,6 @@ class RuleBase(Base):
         gathered = [(group, *self.optimizer.gather(group)) for _, group in self.groups()]
         for group, live, _, _, before in gathered:
             self.optimizer.keep(group, live, cast(Any, self.optimizer.rule.observe)(before, statistics))
-        return restore
-
-    def backup(self) -> Callable[[], None]:
-        """Save what a step may change: the weights. It computes out of place, so the state's tensors need no copies."""
-        restore_state = self._state()
-        kept = [(param, param.detach().clone()) for *_, param in self.moving()]
-
-        def restore() -> None:
-            with torch.no_grad():
-                for param, value in kept:
-                    param.copy_(value)
-            restore_state()
-
         return restore
 
     def build_up(self) -> float:
@@ -129,7 +119,7 @@ class RuleBase(Base):
     def _first(self, group: dict[str, Any]) -> float:
         """The length of the rule's first step, against that without momentum."""
         rule, params, grads = self.optimizer.rule, {"": torch.zeros(1)}, {"": torch.ones(1)}
-        hypers = self._hypers({**group, "lr": 1.0}, {})
+        hypers = self._hypers({**group, "lr": 1.0}, {}, ())
         with torch.no_grad():
             taken, free = (r.step(params, grads, rule.init(params), hypers)[0][""] for r in (rule, momentum_free(rule)))
         return (taken / free).item()
@@ -145,19 +135,51 @@ class RuleBase(Base):
 
         return restore
 
-    def _commit(self, done: Sequence[tuple[dict[str, Any], Params, Params, Any]]) -> None:
-        """Write what all groups have computed, once none can fail any more."""
-        for group, live, new, state in done:
-            with torch.no_grad():
-                for name, param in live.items():
-                    local(param).copy_(new[name])
-            self.optimizer.keep(group, live, state)
+    def _part(self, index: int, group: dict[str, Any], settings: Settings, tune: Collection[str]) -> "_Part":
+        """What goes into the step of a group, some of whose hyperparameters it is differentiated by."""
+        live, params, grads, state = self.optimizer.gather(group)
+        tuned = set(tune) & settings.keys()
+        return _Part(index, group, live, params, grads, state, self._hypers(group, settings, tuned), tuned)
 
-    def _hypers(self, group: dict[str, Any], settings: Mapping[str, float | dict[str, float]]) -> Any:
-        """The rule's hyperparameters for a group: 0-d float64 tensors, or dicts of them by parameter name."""
+    def _in_place(self, part: "_Part") -> bool:
+        """Step a group in place, the live weights and this state, if the rule can."""
+        step: Any = self.optimizer.rule.step
+        numbers = not any(isinstance(h, dict) for h in part.hypers)
+        if not isinstance(step, Lifted) or step.in_place is None or not numbers or not part.live:
+            return False
+        names = list(part.live)
+        columns = ([field[name] for name in names] if field else None for field in part.state)
+        params, grads = [local(param.detach()) for param in part.live.values()], [part.grads[name] for name in names]
+        return step.in_place(params, grads, type(part.state)(*columns), part.hypers)
+
+    def _commit(self, part: "_Part", ahead: Lookahead[Any, Any] | None) -> None:
+        """Take a step that has been judged, without touching the old state; it may have been computed already."""
+        rule = self.optimizer.rule
+        with torch.no_grad():
+            if ahead is not None:
+                return self._write(part, ahead.params, ahead.state)
+            part = part._replace(hypers=_plain(part.hypers))
+            copied = part._replace(state=rebuild(part.state, [entry.clone() for entry in leaves(part.state)]))
+            if self._in_place(copied):
+                return self.optimizer.keep(part.group, part.live, copied.state)
+            for cut in in_pieces(part.params, part.params.keys()):
+                self._write(part, *rule.step(*part.of(cut)))
+
+    def _write(self, part: "_Part", new: Params, state: Any) -> None:
+        """Write what has been computed of some of a group."""
+        for name, param in new.items():
+            local(part.live[name]).copy_(param)
+        self.optimizer.keep(part.group, {name: part.live[name] for name in new}, state)
+
+    def _hypers(self, group: dict[str, Any], settings: Settings, tuned: Collection[str]) -> Any:
+        """The rule's hyperparameters for a group, or dicts of them by parameter name.
+
+        What it is not differentiated by are plain numbers, if the rule takes them.
+        """
         self.optimizer.check_left_out(group)
-        kind = type(self.optimizer.rule.hypers)
-        return kind(*(_tensors(settings.get(hyper, group[hyper])) for hyper in kind._fields))
+        kind, numbers = type(self.optimizer.rule.hypers), isinstance(self.optimizer.rule.step, Lifted)
+        given = {hyper: settings.get(hyper, group[hyper]) for hyper in kind._fields}
+        return kind(*(h if numbers and hyper not in tuned else _tensors(h) for hyper, h in given.items()))
 
     def _chain(
         self, group: dict[str, Any], hyper: str, natural: Tensor | Params, value: float | dict[str, float]
@@ -190,14 +212,26 @@ class _Part(NamedTuple):
         """All of it."""
         return self.params, self.grads, self.state, self.hypers
 
-    def of(self, names: Sequence[str]) -> tuple[Params, Params, Any, Any]:
-        """What goes into the steps of some parameters."""
+    def cuts(self, step: Any) -> list[Cut]:
+        """Its pieces; a tensor is cut if every element of it is stepped on its own."""
+        odd = {n for f in self.state for n, x in f.items() if x.ndim and x.shape != self.params[n].shape}
+        return list(in_pieces(self.params, odd if step.pack else self.params.keys()))
 
-        def some(field: Any) -> Any:
-            return {name: field[name] for name in names if name in field} if isinstance(field, dict) else field
+    def of(self, cut: Cut) -> tuple[Params, Params, Any, Any]:
+        """What goes into the step of a piece."""
+
+        def part(field: Any) -> Any:
+            return some(field, cut) if isinstance(field, dict) else field
 
         params, grads, state, hypers = self.whole
-        return some(params), some(grads), type(state)(*map(some, state)), type(hypers)(*map(some, hypers))
+        mine = (h if not isinstance(h, dict) else {name: h[name] for name in cut} for h in hypers)
+        return part(params), part(grads), type(state)(*map(part, state)), type(hypers)(*mine)
+
+
+def _plain(hypers: Any) -> Any:
+    """Hyperparameters as plain numbers."""
+    plain = ({n: float(h) for n, h in field.items()} if isinstance(field, dict) else float(field) for field in hypers)
+    return type(hypers)(*plain)
 
 
 def _tensors(value: float | dict[str, float]) -> Tensor | Params:

@@ -1,18 +1,19 @@
 """A torch optimizer as a base optimizer: its step is linear in its learning rate, and that is all there is to know."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from apo.bases.base import Base, Piece, Terms, Trial, Values, in_pieces
+from apo.bases.base import Base, Piece, Terms, Trial, Values
 from apo.bases.directions import BY_CLASS, UNCORRECTED, built_up, momentum
 from apo.bases.linearity import why_not_linear
 from apo.domains import POSITIVE
 from apo.hypers import Tune
+from apo.pieces import Cut, in_pieces, rows
 from apo.shards import local
 from apo.trees import compute_dtype, inner
 from apo.types import Domain, Judged, Params
@@ -82,23 +83,25 @@ class TorchBase(Base):
             if "lr" in self.tune
         }
 
-        def displacement(name: str) -> Tensor:
+        def displacement(name: str, at: slice | None) -> Tensor:
             _, group, param = moving[name]
+            start = rows(before[name], at)
             if takes:
-                return local(param.detach()) - before[name]
+                return rows(local(param.detach()), at) - start
             wide, rate = compute_dtype(param.dtype), rates[name]
             state = self.optimizer.state.get(param, {})
-            parts = {key: local(x) if isinstance(x, Tensor) else x for key, x in state.items()}
-            along = BY_CLASS[type(self.optimizer)](group, parts, gradient[name].to(wide), before[name].to(wide))
+            parts = {key: rows(local(x), at) if isinstance(x, Tensor) else x for key, x in state.items()}
+            slope = rows(gradient[name], at).to(wide)
+            along = BY_CLASS[type(self.optimizer)](group, parts, slope, start.to(wide))
             size: float = rate[name] if isinstance(rate, dict) else rate
-            return along.mul(-size) if along is gradient[name] else along.mul_(-size)
+            return along.mul(-size) if along is slope else along.mul_(-size)
 
-        def look(names: Sequence[str]) -> Piece:
-            delta = {name: displacement(name) for name in names}
+        def look(cut: Cut) -> Piece:
+            delta = {name: displacement(name, at) for name, at in cut.items()}
 
             def pullback(cotangents: Params) -> Terms:
                 terms: Terms = {}
-                for name in (name for name in names if name in cotangents and name in owners):
+                for name in (name for name in cut if name in cotangents and name in owners):
                     terms.setdefault(owners[name], []).append(inner(cotangents[name], delta[name]))
                 return terms
 

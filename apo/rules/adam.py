@@ -10,11 +10,13 @@ Loshchilov & Hutter, arXiv 1711.05101. Equal to ``torch.optim.Adam`` and ``torch
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam as by_torch
 
+from apo.arithmetic import Number, alike, average, count, on_cpu, plus, plus_ratio
 from apo.domains import AVERAGING, POSITIVE, hyper
 from apo.lifting import elementwise
 from apo.trees import scalar
@@ -48,19 +50,50 @@ def step(
     param: Tensor, grad: Tensor, state: AdamState, hypers: AdamHypers, *, decay: bool, decoupled: bool
 ) -> tuple[Tensor, AdamState]:
     """One step for one tensor."""
-    kept, grad, exp_avg_sq, denominator = _prepare(param, grad, state, hypers, decay, decoupled)
-    exp_avg = hypers.beta1 * state.exp_avg + (1.0 - hypers.beta1) * grad
-    count = state.step + 1.0
-    scale = hypers.lr / (1.0 - hypers.beta1**count)
-    return kept - scale * exp_avg / denominator, AdamState(exp_avg, exp_avg_sq, count)
+    steps = count(state.step) + 1.0
+    kept, grad, exp_avg_sq, root, denominator = _prepare(param, grad, state, hypers, steps, decay, decoupled)
+    exp_avg = average(hypers.beta1, state.exp_avg, grad)
+    scale = root * hypers.lr / (1.0 - hypers.beta1**steps)
+    return plus_ratio(kept, -scale, exp_avg, denominator), AdamState(exp_avg, exp_avg_sq, state.step + 1.0)
 
 
 def without_momentum(
     param: Tensor, grad: Tensor, state: AdamState, hypers: AdamHypers, *, decay: bool, decoupled: bool
 ) -> Tensor:
     """The step along the scaled gradient alone."""
-    kept, grad, _, denominator = _prepare(param, grad, state, hypers, decay, decoupled)
-    return kept - hypers.lr * grad / denominator
+    steps = count(state.step) + 1.0
+    kept, grad, _, root, denominator = _prepare(param, grad, state, hypers, steps, decay, decoupled)
+    return plus_ratio(kept, -root * hypers.lr, grad, denominator)
+
+
+def in_place(
+    params: list[Tensor], grads: list[Tensor], state: Any, hypers: Any, *, decay: bool, decoupled: bool
+) -> bool:
+    """The steps of many tensors by torch's kernels, which divide by zero where v = ε = 0."""
+    if hypers.eps == 0.0 or not alike(params, grads, state.exp_avg, state.exp_avg_sq):
+        return False
+    fused = on_cpu(params)
+    by_torch(
+        params,
+        grads,
+        state.exp_avg,
+        state.exp_avg_sq,
+        [],
+        [steps.float() for steps in state.step] if fused else state.step,
+        foreach=not fused,
+        fused=fused,
+        amsgrad=False,
+        beta1=hypers.beta1,
+        beta2=hypers.beta2,
+        lr=hypers.lr,
+        weight_decay=hypers.weight_decay if decay else 0.0,
+        eps=hypers.eps,
+        maximize=False,
+        decoupled_weight_decay=decoupled,
+    )
+    if fused:
+        torch._foreach_add_(state.step, 1.0)
+    return True
 
 
 def adam(
@@ -126,20 +159,22 @@ def _factory(
         domains,
         partial(without_momentum, decay=decay, decoupled=decoupled),
         pack=True,
+        numbers=True,
+        in_place=partial(in_place, decay=decay, decoupled=decoupled),
     )
 
 
 def _prepare(
-    param: Tensor, grad: Tensor, state: AdamState, hypers: AdamHypers, decay: bool, decoupled: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What both steps share: the parameter and gradient after decay, v, and √v̂ + ε."""
+    param: Tensor, grad: Tensor, state: AdamState, hypers: AdamHypers, steps: Number, decay: bool, decoupled: bool
+) -> tuple[Tensor, Tensor, Tensor, Number, Tensor]:
+    """What both steps share: the parameter and gradient after decay, v, c = √(1 − β₂ᵗ), and c(√v̂ + ε) = √v + cε."""
     kept = param
     if decay and decoupled:
         kept = param * (1.0 - hypers.lr * hypers.weight_decay)
     elif decay:
-        grad = grad + hypers.weight_decay * param
-    exp_avg_sq = hypers.beta2 * state.exp_avg_sq + (1.0 - hypers.beta2) * grad.square()
-    corrected = exp_avg_sq / (1.0 - hypers.beta2 ** (state.step + 1.0))
-    # A root has no finite derivative at zero; where v̂ vanishes so does g, and any positive number will do.
-    root = corrected.clamp_min(torch.finfo(corrected.dtype).tiny).sqrt()
-    return kept, grad, exp_avg_sq, root + hypers.eps
+        grad = plus(grad, hypers.weight_decay, param)
+    exp_avg_sq = average(hypers.beta2, state.exp_avg_sq, grad.square())
+    root = (1.0 - hypers.beta2**steps) ** 0.5
+    # A root has no finite derivative at zero; where v vanishes so does g, and any positive number will do.
+    denominator = exp_avg_sq.clamp_min(torch.finfo(exp_avg_sq.dtype).tiny).sqrt_() + root * hypers.eps
+    return kept, grad, exp_avg_sq, root, denominator

@@ -15,15 +15,18 @@ m' − m is computed as (g − m)(1 − β) / (1 − βᵗ⁺¹), which is the s
 m' in d' alone: B' is the real step's, average and all. Source: Ma, arXiv 2009.13586, Algorithms 1 and 2, Eq. 7-11.
 """
 
+import math
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from apo.arithmetic import alike, count, on_cpu, plus
 from apo.checks import choice, real
 from apo.domains import AVERAGING, POSITIVE, hyper
 from apo.lifting import elementwise
+from apo.pieces import in_pieces, rows
 from apo.trees import inner, scalar
 from apo.types import Rule
 
@@ -60,7 +63,7 @@ def step(
     """One step for one tensor."""
     _, exp_avg, curvature = _prepare(param, grad, state, hypers, decay)
     direction = _direction(param, exp_avg, curvature, hypers, decay, sigma)
-    return param - hypers.lr * direction, ApolloState(exp_avg, curvature, direction, state.step + 1.0)
+    return plus(param, -hypers.lr, direction), ApolloState(exp_avg, curvature, direction, state.step + 1.0)
 
 
 def without_momentum(
@@ -68,7 +71,21 @@ def without_momentum(
 ) -> Tensor:
     """The step along the gradient over the curvature that the step itself divides by."""
     grad, _, curvature = _prepare(param, grad, state, hypers, decay)
-    return param - hypers.lr * _direction(param, grad, curvature, hypers, decay, sigma)
+    return plus(param, -hypers.lr, _direction(param, grad, curvature, hypers, decay, sigma))
+
+
+def in_place(
+    params: list[Tensor], grads: list[Tensor], state: Any, hypers: Any, *, decay: Decay | None, sigma: float
+) -> bool:
+    """The steps of tensors one after the other, on a CPU, each in parts that stay in its cache."""
+    if not on_cpu(params) or not alike(params, grads, *state[:3]):
+        return False
+    for *tensors, steps in zip(params, grads, *state, strict=True):
+        parts = [[rows(tensor, cut[""]) for tensor in tensors] for cut in in_pieces({"": tensors[0]})]
+        share = (1.0 - hypers.beta) / (1.0 - hypers.beta ** (steps.item() + 1.0))
+        _one_in_place(parts, hypers, share, decay, sigma)
+        steps += 1.0
+    return True
 
 
 def apollo(
@@ -116,6 +133,8 @@ def apollo(
         hypers,
         domains,
         partial(without_momentum, decay=used, sigma=least),
+        numbers=True,
+        in_place=partial(in_place, decay=used, sigma=least),
     )
 
 
@@ -124,16 +143,42 @@ def _prepare(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What both steps share: the gradient after L2 decay, m' and B'."""
     if decay == "l2":
-        grad = grad + hypers.weight_decay * param
-    change = (1.0 - hypers.beta) / (1.0 - hypers.beta ** (state.step + 1.0)) * (grad - state.exp_avg)
-    # Fourth powers leave the range of float32 early: the sum is taken in float64, and d is scaled before it is squared
-    # again. A root has no finite derivative at zero, and ε may be zero; where d vanishes any positive norm will do.
-    square = torch.linalg.vector_norm(state.direction.square(), dtype=torch.float64)
-    norm = square.clamp_min(torch.finfo(state.direction.dtype).tiny).sqrt() + hypers.eps
+        grad = plus(grad, hypers.weight_decay, param)
+    change = (1.0 - hypers.beta) / (1.0 - hypers.beta ** (count(state.step) + 1.0)) * (grad - state.exp_avg)
+    # d is scaled before it is squared again. A root has no finite derivative at zero, and ε may be zero; where d
+    # vanishes any positive norm will do.
+    norm = _norm(state.direction.square()).clamp_min(torch.finfo(state.direction.dtype).tiny).sqrt() + hypers.eps
     unit = state.direction / norm
     share = unit.square()
     alpha = inner(unit, change) / norm + inner(share, state.curvature)  # times (‖d‖₄ + ε)²
     return grad, state.exp_avg + change, state.curvature - alpha * share
+
+
+def _one_in_place(parts: list[list[Tensor]], hypers: Any, share: float, decay: Decay | None, sigma: float) -> None:
+    """The step of one tensor, of each part of which there are the parameter, its gradient, m, B and d."""
+    norm = math.hypot(*(_norm(d.square()).item() for *_, d in parts)) ** 0.5 + hypers.eps
+    norm = max(norm, torch.finfo(parts[0][0].dtype).tiny ** 0.5)
+    alpha = 0.0
+    for param, grad, exp_avg, curvature, direction in parts:
+        change = grad - exp_avg
+        if decay == "l2":
+            change.add_(param, alpha=hypers.weight_decay)
+        exp_avg.add_(change.mul_(share))
+        unit = direction / norm
+        alpha += inner(unit, change).item() / norm + inner(unit.square_(), curvature).item()
+    for param, _, exp_avg, curvature, direction in parts:
+        unit = direction / norm
+        curvature.addcmul_(unit, unit, value=-alpha)
+        torch.div(exp_avg, torch.abs(curvature, out=unit).clamp_min_(sigma), out=direction)
+        if decay == "decoupled":
+            direction.add_(param, alpha=hypers.weight_decay)
+        param.add_(direction, alpha=-hypers.lr)
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    """The Euclidean norm, [], summed in float64, as fourth powers leave the range of float32 early."""
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+    return norm
 
 
 def _direction(
@@ -141,4 +186,4 @@ def _direction(
 ) -> Tensor:
     """A gradient or an average over the rectified curvature, and the decoupled decay."""
     direction = along / curvature.abs().clamp_min(sigma)
-    return direction + hypers.weight_decay * param if decay == "decoupled" else direction
+    return plus(direction, hypers.weight_decay, param) if decay == "decoupled" else direction

@@ -10,11 +10,13 @@ Source: the paper, Eq. 20-21.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.rmsprop import rmsprop as by_torch
 
+from apo.arithmetic import alike, average, count, plus, plus_ratio
 from apo.checks import flag
 from apo.domains import AVERAGING, EXPONENT, POSITIVE, hyper
 from apo.lifting import elementwise
@@ -41,8 +43,7 @@ class RMSpropState(NamedTuple):
 
 def init(param: Tensor, *, bias_correction: bool) -> RMSpropState:
     """State before the first step: s = 0."""
-    count = scalar(0.0) if bias_correction else None
-    return RMSpropState(torch.zeros_like(param), count)
+    return RMSpropState(torch.zeros_like(param), scalar(0.0) if bias_correction else None)
 
 
 def step(
@@ -50,13 +51,37 @@ def step(
 ) -> tuple[Tensor, RMSpropState]:
     """One step for one tensor."""
     if decay:
-        grad = grad + hypers.weight_decay * param
-    square_avg = hypers.alpha * state.square_avg + (1.0 - hypers.alpha) * grad.square()
-    count = None if state.step is None else state.step + 1.0
-    s = square_avg if count is None else square_avg / (1.0 - hypers.alpha**count)
+        grad = plus(grad, hypers.weight_decay, param)
+    square_avg = average(hypers.alpha, state.square_avg, grad.square())
+    s, steps = square_avg, None
+    if state.step is not None:
+        s, steps = s / (1.0 - hypers.alpha ** (count(state.step) + 1.0)), state.step + 1.0
     # A power has no finite derivative at zero; where s vanishes so does the gradient, and any positive base will do.
     s = s.clamp_min(torch.finfo(s.dtype).tiny)
-    return param - hypers.lr * grad / (s**hypers.rho + hypers.eps), RMSpropState(square_avg, count)
+    return plus_ratio(param, -hypers.lr, grad, s**hypers.rho + hypers.eps), RMSpropState(square_avg, steps)
+
+
+def in_place(params: list[Tensor], grads: list[Tensor], state: Any, hypers: Any, *, decay: bool) -> bool:
+    """The steps of many tensors by torch's kernels, which know ρ = ½ only, and divide by zero where s = ε = 0."""
+    as_torch = hypers.rho == 0.5 and hypers.eps > 0.0 and state.step is None
+    if not as_torch or not alike(params, grads, state.square_avg):
+        return False
+    by_torch(
+        params,
+        grads,
+        state.square_avg,
+        [],
+        [],
+        [torch.zeros((), device="cpu")] * len(params),  # counts of steps, which it does not use
+        foreach=True,
+        lr=hypers.lr,
+        alpha=hypers.alpha,
+        eps=hypers.eps,
+        weight_decay=hypers.weight_decay if decay else 0.0,
+        momentum=0.0,
+        centered=False,
+    )
+    return True
 
 
 def rmsprop(
@@ -93,10 +118,13 @@ def rmsprop(
         weight_decay=hyper("weight_decay", weight_decay),
     )
     domains = {"lr": POSITIVE, "rho": EXPONENT, "eps": POSITIVE, "alpha": AVERAGING, "weight_decay": POSITIVE}
+    decay = weight_decay != 0.0
     return elementwise(
         partial(init, bias_correction=bias_correction),
-        partial(step, decay=weight_decay != 0.0),
+        partial(step, decay=decay),
         hypers,
         domains,
         pack=True,
+        numbers=True,
+        in_place=partial(in_place, decay=decay),
     )

@@ -10,11 +10,13 @@ the defaults, and every option, are those of ``torch.optim.SGD``.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.sgd import sgd as by_torch
 
+from apo.arithmetic import alike, count, on_cpu, plus, scaled
 from apo.checks import flag
 from apo.domains import AVERAGING, POSITIVE, hyper
 from apo.lifting import elementwise
@@ -50,16 +52,44 @@ def step(
     """One step for one tensor."""
     grad = _decayed(param, grad, hypers, decay)
     if state.momentum_buffer is None or state.begun is None:
-        return param - hypers.lr * grad, state
-    fresh = torch.where(state.begun, 1.0 - hypers.dampening, torch.ones_like(hypers.dampening))
-    buffer = hypers.momentum * state.momentum_buffer + fresh * grad
-    direction = grad + hypers.momentum * buffer if nesterov else buffer
-    return param - hypers.lr * direction, SGDState(buffer, torch.ones_like(state.begun))
+        return plus(param, -hypers.lr, grad), state
+    share = 1.0 - hypers.dampening * count(state.begun)
+    buffer = plus(scaled(share, grad), hypers.momentum, state.momentum_buffer)
+    direction = plus(grad, hypers.momentum, buffer) if nesterov else buffer
+    return plus(param, -hypers.lr, direction), SGDState(buffer, torch.ones_like(state.begun))
 
 
 def without_momentum(param: Tensor, grad: Tensor, state: SGDState, hypers: SGDHypers, *, decay: bool) -> Tensor:
     """The step along the gradient alone."""
-    return param - hypers.lr * _decayed(param, grad, hypers, decay)
+    return plus(param, -hypers.lr, _decayed(param, grad, hypers, decay))
+
+
+def in_place(
+    params: list[Tensor], grads: list[Tensor], state: Any, hypers: Any, *, nesterov: bool, decay: bool
+) -> bool:
+    """The steps of many tensors by torch's kernels; the first gradient is undamped there, too, but in another way."""
+    buffers, begun = state
+    if not alike(params, grads, *([buffers] if buffers else [])):
+        return False
+    if buffers and hypers.dampening and not all(begun):
+        return False
+    fused = on_cpu(params)
+    by_torch(
+        params,
+        grads,
+        buffers or [None for _ in params],
+        foreach=not fused and not nesterov,  # which would write to the gradients
+        fused=fused,
+        weight_decay=hypers.weight_decay if decay else 0.0,
+        momentum=hypers.momentum if buffers else 0.0,
+        lr=hypers.lr,
+        dampening=hypers.dampening,
+        nesterov=nesterov,
+        maximize=False,
+    )
+    for entry in begun or []:
+        entry.fill_(True)
+    return True
 
 
 def sgd(
@@ -99,8 +129,10 @@ def sgd(
         domains,
         partial(without_momentum, decay=decay) if momentum != 0.0 else None,
         pack=True,
+        numbers=True,
+        in_place=partial(in_place, nesterov=nesterov, decay=decay),
     )
 
 
 def _decayed(param: Tensor, grad: Tensor, hypers: SGDHypers, decay: bool) -> Tensor:
-    return grad + hypers.weight_decay * param if decay else grad
+    return plus(grad, hypers.weight_decay, param) if decay else grad

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import apo
+from apo.lifting import Lifted
+from apo.types import Params
 from tests.cases import RULES, RuleCase, bits, names
 from tests.shell.helpers import TORCH_BASES, Base, backward, batches, net, optimizers, state, traces, train, weights
 
@@ -53,16 +55,31 @@ def unobserving(case: RuleCase) -> apo.Rule[Any, Any]:
     return case.rule()._replace(observe=None, fisher=None)
 
 
+def in_place(rule: apo.Rule[Any, Any], params: Params, grads: Params, state: Any, hypers: Any) -> bool:
+    """Whether the rule has taken the step in place, one parameter at a time, in the order of the calls."""
+    take = rule.step.in_place if isinstance(rule.step, Lifted) else None
+    if take is None or any(isinstance(h, dict) for h in hypers):
+        return False
+    slices = [type(state)(*([field[name]] if field else None for field in state)) for name in params]
+    taken = [take([params[n]], [grads[n]], part, hypers) for n, part in zip(params, slices, strict=True)]
+    assert len(set(taken)) == 1
+    return taken[0]
+
+
 def bare_rule(rule: apo.Rule[Any, Any], steps: int = SHORT, each: Iterable[str] = ()) -> list[Any]:
     """A run of the rule itself; the hyperparameters of ``each`` are given for every parameter, the same."""
     model = net()
     live = dict(model.named_parameters())
-    hypers = rule.hypers._replace(**{hyper: dict.fromkeys(live, getattr(rule.hypers, hyper)) for hyper in each})
+    lifted = isinstance(rule.step, Lifted)
+    hypers = type(rule.hypers)(*(h.item() if lifted else h for h in rule.hypers))
+    hypers = hypers._replace(**{hyper: dict.fromkeys(live, getattr(hypers, hyper)) for hyper in each})
     kept = [rule.init({name: p.detach() for name, p in live.items()})]
 
     def step(_: Any) -> None:
         params = {name: p.detach().clone() for name, p in live.items()}
-        grads = {name: p.grad for name, p in live.items()}
+        grads: Any = {name: p.grad for name, p in live.items()}
+        if in_place(rule, {name: p.detach() for name, p in live.items()}, grads, kept[0], hypers):
+            return
         new, kept[0] = rule.step(params, grads, kept[0], hypers)
         with torch.no_grad():
             for name, p in live.items():

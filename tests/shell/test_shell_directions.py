@@ -69,7 +69,7 @@ def test_of_torch_optimizers(cls: Any, options: dict[str, Any], without: dict[st
             group["lr"] = 0.03 * scale
         trial = base.trial([{"lr": 0.03 * scale}], judged)
         assert (trial.commit is None) == base.takes(judged)
-        (names,) = trial.pieces
+        (names,) = trial.cuts
         piece = trial.look(names)
         if trial.commit is not None:
             assert all(torch.equal(p, old) for p, old in zip(params, before, strict=True)), "nothing is taken yet"
@@ -95,7 +95,7 @@ def test_without_momentum_the_step_itself_is_judged(cls: Any) -> None:
     param.grad = randn(3, seed=2)
     trial = base.trial([{"lr": 0.1}], "no-momentum")
     assert trial.commit is None
-    assert torch.equal(trial.before["p"] + trial.look(["p"]).delta["p"], param.detach())
+    assert torch.equal(trial.before["p"] + trial.look({"p": None}).delta["p"], param.detach())
 
 
 def test_an_unknown_optimizer_with_momentum_is_judged_by_its_step_with_a_warning() -> None:

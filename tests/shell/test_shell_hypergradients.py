@@ -285,7 +285,7 @@ def test_pieces_add_up(piece: int, by: str, monkeypatch: pytest.MonkeyPatch) -> 
     """How many parameters are looked at together changes nothing but the order of sums."""
     found = []
     for size in (2**18, piece):
-        monkeypatch.setattr("apo.bases.base.PIECE", size)
+        monkeypatch.setattr("apo.pieces.PIECE", {"cpu": size})
         for base in (lambda m: apo.adam(lr=1e-2), lambda m: torch.optim.AdamW(m.parameters(), lr=1e-2)):
             model = net()
             meta = apo.Gradient(torch.optim.SGD, lr=0.1, every=1)

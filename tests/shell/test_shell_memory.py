@@ -150,13 +150,13 @@ def test_a_meta_step_holds_one_copy_of_the_weights(
     build: Any, objective: dict[str, Any], curvature: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside it what is of one layer, a thirteenth of the weights: its gradient, its displacement. None is kept."""
-    monkeypatch.setattr("apo.bases.base.PIECE", 200 * 200)
+    monkeypatch.setattr("apo.pieces.PIECE", {"cpu": 200 * 200})
     newton = apo.Newton(every=1, curvature=curvature)
     assert peak(build, newton, **objective) < peak(build, None) + 1.0 + 3 / 13
 
 
 def test_a_rule_holds_its_old_state_beside(monkeypatch: pytest.MonkeyPatch) -> None:
     """It computes out of place; what has been computed is written piece by piece."""
-    monkeypatch.setattr("apo.bases.base.PIECE", 200 * 200)
+    monkeypatch.setattr("apo.pieces.PIECE", {"cpu": 200 * 200})
     bare = peak(PEAKS["adam"], None)
     assert peak(lambda m: apo.adam(lr=1e-3), apo.Newton(every=1)) < bare + 1.0 + 2.0 + 3 / 13
