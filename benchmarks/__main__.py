@@ -14,8 +14,8 @@ from baselines.storage import provenance
 from benchmarks.contestants import BARE, CONTESTANTS, Contestant
 from benchmarks.memory import Peak
 from benchmarks.report import Outcome, write
-from benchmarks.tasks import LARGE, TASKS, Task
-from benchmarks.timing import measure, summary
+from benchmarks.tasks import GROWTH, LARGE, TASKS, Task
+from benchmarks.timing import BLOCK, measure, summary
 
 CYCLES: Final = 2  # of meta-steps, over which the peak is taken
 
@@ -30,10 +30,10 @@ def peak(task: Task, contestant: Contestant, device: torch.device) -> int:
     return found.bytes
 
 
-def run(task: Task, names: Sequence[str], rounds: int, device: torch.device) -> Outcome:
+def run(task: Task, names: Sequence[str], rounds: int, block: int, device: torch.device) -> Outcome:
     """Time and memory of the contestants of these names on a task."""
     chosen = {name: CONTESTANTS[name] for name in names}
-    seconds = measure(task, chosen, rounds, device, lambda line: print(f"{task.about}: {line}", flush=True))
+    seconds = measure(task, chosen, rounds, device, lambda line: print(f"{task.about}: {line}", flush=True), block)
     peaks = {name: peak(task, contestant, device) for name, contestant in chosen.items()}
     weights = sum(param.nbytes for param in task.build().parameters())
     return Outcome(task.about, weights, summary(seconds), peaks, seconds)
@@ -42,25 +42,31 @@ def run(task: Task, names: Sequence[str], rounds: int, device: torch.device) -> 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is asked for, print the tables, write the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    everything = {**TASKS, **LARGE}
+    everything = {**TASKS, **LARGE, **GROWTH}
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(everything)} (default: by device)")
-    parser.add_argument("--only", metavar="TEXT", help="contestants whose name has this in it, and bare Adam")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="contestants whose name has one in it, and bare Adam")
     parser.add_argument("--rounds", type=int, default=9, metavar="N", help="default: 9")
+    parser.add_argument("--block", type=int, default=BLOCK, metavar="N", help=f"steps in a round (default: {BLOCK})")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), metavar="DIR")
     options = parser.parse_args(argv)
     if unknown := set(options.tasks) - set(everything):
         parser.error(f"there is no task {', '.join(sorted(unknown))}; there are {', '.join(everything)}")
-    if options.rounds < 1:
-        parser.error(f"--rounds {options.rounds}: at least 1")
+    for option in ("rounds", "block"):
+        if getattr(options, option) < 1:
+            parser.error(f"--{option} {getattr(options, option)}: at least 1")
     device = pick_device(options.device)
-    default = everything if device.type == "cuda" else TASKS
-    names = [name for name in CONTESTANTS if name == BARE or options.only is None or options.only in name]
-    if names == [BARE] and options.only is not None:
-        parser.error(f"no contestant has {options.only!r} in its name; there are {', '.join(CONTESTANTS)}")
+    default = {**TASKS, **LARGE} if device.type == "cuda" else TASKS
+    for text in options.only or ():
+        if not any(text in name for name in CONTESTANTS):
+            parser.error(f"no contestant has {text!r} in its name; there are {', '.join(CONTESTANTS)}")
+    wanted = options.only or [""]
+    names = [name for name in CONTESTANTS if name == BARE or any(text in name for text in wanted)]
     # What packages say of themselves at every step would be part of the time.
     warnings.filterwarnings("ignore")
-    outcomes = {name: run(everything[name], names, options.rounds, device) for name in options.tasks or default}
+    outcomes = {
+        name: run(everything[name], names, options.rounds, options.block, device) for name in options.tasks or default
+    }
     for name, outcome in outcomes.items():
         print(f"\n{name}: {outcome.about}\n{outcome.table()}")
     given = sys.argv[1:] if argv is None else argv

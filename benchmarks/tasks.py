@@ -86,6 +86,27 @@ TASKS: Final[dict[str, Task]] = {
     ),
     "tensors": classifier(lambda: Many(500, 20), "500 tensors of 200 numbers, batch 100", 100, 500 * 20),
 }
+
+
+def _wide(width: int) -> Task:
+    return classifier(lambda: mlp(IMAGE, CLASSES, hidden=(width, width)), f"MLP 784-{width}-{width}-10", 100, *IMAGE)
+
+
+def _many(count: int) -> Task:
+    about = f"{count} tensors of {100_000 // count} numbers, batch 100"
+    return classifier(lambda: Many(count, 10_000 // count), about, 100, 10_000)
+
+
+# How the cost grows: with the weights, where they are most of the arithmetic, and with the tensors.
+GROWTH: Final[dict[str, Task]] = {
+    "weights-1e5": _wide(110),
+    "weights-1e6": _wide(690),
+    "weights-1e7": _wide(2790),
+    "weights-1e8": _wide(9620),
+    "tensors-10": _many(10),
+    "tensors-100": _many(100),
+    "tensors-1000": _many(1000),
+}
 # For a GPU: the sizes that people train.
 LARGE: Final[dict[str, Task]] = {
     "resnet18": classifier(

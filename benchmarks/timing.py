@@ -10,7 +10,7 @@ import torch
 from benchmarks.contestants import BARE, Contestant
 from benchmarks.tasks import Task
 
-BLOCK: Final = 20  # steps of a contestant in a round; rounded up to a multiple of its meta-step's interval
+BLOCK: Final = 20  # steps of a contestant in a round, if nothing else is said
 UNTIMED: Final = 3  # steps before a block, in which memory is first touched
 
 
@@ -60,6 +60,7 @@ def measure(
     rounds: int,
     device: torch.device,
     report: Callable[[str], None] = lambda line: None,
+    block: int = BLOCK,
 ) -> dict[str, list[float]]:
     """Seconds a step of every contestant in every round.
 
@@ -71,24 +72,25 @@ def measure(
         rounds: How many.
         device: Where. On a CPU everything is on one thread.
         report: Called with a line a round.
+        block: Steps of a contestant in a round; rounded up to a multiple of its meta-step's interval.
     """
     torch.set_num_threads(1)
     clock, names = Clock(device), list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         turn = number % len(names)
-        batches = task.batches(BLOCK, number, device)
+        batches = task.batches(min(block, BLOCK), number, device)
         for name in names[turn:] + names[:turn]:
             # In whole intervals: after the untimed ones it is at the same place of one as a run that begins.
-            untimed, block = (_whole(steps, contestants[name].every) for steps in (UNTIMED, BLOCK))
+            untimed, timed = (_whole(steps, contestants[name].every) for steps in (UNTIMED, block))
             torch.manual_seed(0)
             step = contestants[name].make(task.build().to(device), task)
             for place in range(untimed):
                 step(batches[place % len(batches)])
             clock.start()
-            for place in range(block):
+            for place in range(timed):
                 step(batches[place % len(batches)])
-            seconds[name].append(clock.stop() / block)
+            seconds[name].append(clock.stop() / timed)
         report(f"round {number + 1} of {rounds}")
     return seconds
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from benchmarks import __main__ as command
-from benchmarks import timing
+from benchmarks import rule_cost, timing
 from benchmarks.contestants import BARE, CONTESTANTS, Contestant, Step
 from benchmarks.memory import Counting
-from benchmarks.tasks import LARGE, TASKS, Many, Task, classifier
+from benchmarks.tasks import GROWTH, LARGE, TASKS, Many, Task, classifier
 from benchmarks.timing import measure, summary
 
 TINY = classifier(partial(Many, 3, 20), "tiny", 100, 60)
@@ -115,9 +115,32 @@ def test_the_command_writes_a_report(
         (["mlp", "vgg"], "there is no task vgg; there are mlp, cnn"),
         (["mlp", "--only", "lion"], "no contestant has 'lion' in its name; there are Adam (torch)"),
         (["mlp", "--rounds", "0"], "--rounds 0: at least 1"),
+        (["mlp", "--block", "0"], "--block 0: at least 1"),
     ],
 )
 def test_what_is_not_there_is_refused(asked: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(asked)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", rule_cost.STEPS)
+def test_steps_alone_need_no_batch(name: str) -> None:
+    torch.manual_seed(0)
+    model = TINY.build()
+    before = [param.detach().clone() for param in model.parameters()]
+    step = rule_cost.STEPS[name].make(model, TINY)
+    for _ in range(2):
+        step(TINY.batches(1, 0, CPU)[0])
+    assert all(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+def test_growth_is_of_the_stated_sizes() -> None:
+    with torch.device("meta"):
+        models = {name: list(task.build().parameters()) for name, task in GROWTH.items()}
+    for name, params in models.items():
+        kind, size = name.split("-")
+        if kind == "tensors":
+            assert len(params) == int(size) and sum(map(torch.Tensor.numel, params)) == 100_000
+        else:
+            assert sum(map(torch.Tensor.numel, params)) == pytest.approx(float(size), rel=0.03)
