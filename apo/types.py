@@ -104,7 +104,8 @@ class Rule(NamedTuple, Generic[S, H]):
         step: ``step(params, grads, state, hypers) -> (params, state)``. Parameters without an entry in ``grads`` stay
             as they are, and so does their state.
         hypers: The hyperparameters given to the factory: a NamedTuple of 0-d float64 tensors. Wherever a rule takes
-            hypers, each field may also be a dict of 0-d tensors keyed as ``params``.
+            hypers, each field may also be a dict of 0-d tensors keyed as ``params``. `apo.elementwise`'s rules take
+            plain numbers, too.
         domains: The domain of every field of ``hypers``.
         without_momentum: ``without_momentum(params, grads, state, hypers) -> params``, the step with its momentum
             left out, given the state before the step; None where ``step`` itself has none.
