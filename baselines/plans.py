@@ -7,6 +7,7 @@ import dataclasses
 import math
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -30,7 +31,8 @@ Plan = Generator[list[Config], list[Cell], Found]
 MANTISSAS: Final = (1.0, 3.0)
 PLACES: Final = range(-24, 12)  # of the grid: 1e-12 to 3e5
 STAND_IN: Final[dict[str, list[float | None]]] = {"step": [0, 1], "loss": [None, 1.0]}
-PROBED: Final = 5  # steps that are timed where no cell tells the pace
+PROBED: Final = 5  # steps that are timed where no cell tells the pace,
+EVALUATED: Final = 500  # and examples of which the evaluation is
 
 
 def grid(place: int) -> float:
@@ -164,7 +166,8 @@ def carry_out(
         while len(found) < len(driven):
             advance(None)
         return {name: found[name] for name in plans}
-    with ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers or os.cpu_count(), context, initializer=end_with_parent) as pool:
         advance(pool)
         while under_way:
             done, _ = wait(under_way, return_when=FIRST_COMPLETED)
@@ -173,6 +176,17 @@ def carry_out(
                 keep(future.result())
             advance(pool)
     return {name: found[name] for name in plans}
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it does, also if that is killed; checkpoints are what remains."""
+    parent: Any = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def from_store(plan: Plan[Found], store: Store) -> Found | None:
@@ -246,8 +260,9 @@ def _probe(config: Config, data: Data) -> float:
         run.advance()
     step = (time.perf_counter() - started) / max(timed, 1)
     started = time.perf_counter()
-    run.evaluate(run.data.test)
-    evaluation = time.perf_counter() - started
+    inputs, targets = (part[:EVALUATED] for part in run.data.test)
+    run.evaluate((inputs, targets))
+    evaluation = (time.perf_counter() - started) * len(run.data.test_targets) / len(targets)
     whole = evaluation * len(run.data.train_targets) / len(run.data.test_targets)
     networks = config.population if config.method == "pbt" else 1
     return networks * (step * run.steps + evaluation * run.steps / run.eval_every + whole)

@@ -2,6 +2,10 @@
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,3 +132,46 @@ def test_data_are_read_from_a_folder_that_no_cell_keeps(tmp_path: Path) -> None:
     assert missing([config, QUICK], store) == []
     with pytest.raises(FileNotFoundError, match="--data-dir"):
         plans.carry_out({"elsewhere": plans.search([config])}, Store(tmp_path / "none"), workers=0)
+
+
+def test_workers_end_with_a_killed_run(tmp_path: Path) -> None:
+    """They would go on to the end of their cell, for nobody."""
+    script, beats = tmp_path / "script.py", tmp_path / "beats"
+    script.write_text(
+        """
+import multiprocessing, pathlib, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from baselines.plans import end_with_parent
+
+def beat(path):
+    for count in range(1200):
+        pathlib.Path(path).write_text(str(count))
+        time.sleep(0.05)
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent)
+    pool.submit(beat, sys.argv[1]).result()
+"""
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.Popen([sys.executable, script, beats], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        assert until(beats.exists, 60.0)
+    finally:
+        run.kill()
+        run.wait()
+
+    def still() -> bool:
+        before = beats.read_text()
+        time.sleep(0.5)
+        return beats.read_text() == before
+
+    assert until(still, 20.0)
+
+
+def until(happened: Callable[[], bool], seconds: float) -> bool:
+    """Whether something happens in time."""
+    end = time.monotonic() + seconds
+    while not (found := happened()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
