@@ -19,7 +19,9 @@ def plus(a: Tensor, times: Number, b: Tensor) -> Tensor:
 
 def average(beta: Number, old: Tensor, new: Tensor) -> Tensor:
     """βold + (1 − β)new, a running average."""
-    return beta * old + (1.0 - beta) * new if isinstance(beta, Tensor) else torch.lerp(new, old.to(new.dtype), beta)
+    if isinstance(beta, Tensor):
+        return beta * old + (1.0 - beta) * new
+    return torch.add(beta * old, new, alpha=1.0 - beta)  # not by lerp, which is NaN from infinity on
 
 
 def plus_ratio(a: Tensor, times: Number, b: Tensor, c: Tensor) -> Tensor:
@@ -39,16 +41,20 @@ def alike(*columns: list[Tensor]) -> bool:
     )
 
 
+TINY = torch.finfo(torch.float32).tiny
+"""The least ε that kernels of torch's can be given: below it they divide by zero where a square is zero."""
+
+
 def on_cpu(params: list[Tensor]) -> bool:
     """Whether all are on the CPU, where fused kernels of torch's are the fastest."""
     return all(param.is_cpu for param in params)
 
 
 def count(entry: Tensor) -> Number:
-    """A 0-d state entry as a plain number, for no derivative is with respect to it; itself while it is traced."""
+    """A 0-d state entry as a plain number, for no derivative is with respect to it; float64 [] while it is traced."""
     if torch.compiler.is_compiling():
-        return entry
+        return entry.double()
     try:
         return float(entry)
     except RuntimeError:  # batched by vmap
-        return entry
+        return entry.double()

@@ -61,7 +61,7 @@ def elementwise(
         raise TypeError(f"hypers={short(hypers)} must be a NamedTuple of 0-d tensors, as apo.domains.hyper makes them")
     if domains.keys() != set(fields):
         raise ValueError(f"domains has {', '.join(domains)}, and must have the fields of hypers: {', '.join(fields)}")
-    free = partial(_free, Lifted(partial(_stateless, without_momentum), pack, numbers)) if without_momentum else None
+    free: Any = Free(Lifted(partial(_stateless, without_momentum), pack, numbers)) if without_momentum else None
     step: Any = Lifted(update, pack, numbers, in_place)
     return Rule(partial(init_each, init), step, hypers, domains, free)
 
@@ -96,6 +96,21 @@ class Lifted(NamedTuple):
                 yield from together(self.update, keys, params, grads, state, hypers)
 
         return collect(params, state, updated())
+
+
+class Free(NamedTuple):
+    """The step without momentum of a rule that `elementwise` made."""
+
+    lifted: Lifted
+
+    def __call__(self, params: Params, grads: Params, state: S, hypers: H) -> Params:
+        """Where it leads."""
+        return self.lifted(params, grads, state, hypers)[0]
+
+
+def is_lifted(rule: Rule[Any, Any]) -> bool:
+    """Whether a rule is as `elementwise` made it, so that each tensor's step depends on that tensor alone."""
+    return isinstance(rule.step, Lifted) and isinstance(rule.without_momentum, Free | None)
 
 
 def init_each(init: Callable[[Tensor], S], params: Params) -> S:
@@ -137,7 +152,3 @@ def _stateless(
 ) -> tuple[Tensor, S]:
     nothing: Any = [None for _ in state]
     return free(param, grad, state, hypers), type(state)(*nothing)
-
-
-def _free(lifted: Lifted, params: Params, grads: Params, state: S, hypers: H) -> Params:
-    return lifted(params, grads, state, hypers)[0]

@@ -63,7 +63,9 @@ class MetaStep:
         self._processes, self._feeds, self._steps = evaluation.processes, feeds, steps
         self._fsd, self._wsd = objective.weights(steps)
         self.without_other = bool(self._fsd and not others)
-        self._others = [fed._replace(batch=head(fed.batch, objective.other_fraction)) for fed in others if self._fsd]
+        self._by_losses = tuning.by_losses(self._fsd)
+        part = objective.other_fraction or (0.5 if self._by_losses else 1.0)
+        self._others = [fed._replace(batch=head(fed.batch, part)) for fed in others if self._fsd]
         self._ratios = tuning.ratios(steps)
         self._origin: float | None = None
         self._offsets = dict(tuning.offsets)
@@ -90,7 +92,7 @@ class MetaStep:
         self._old = self._evaluation.outputs(self._objective, self._others) if self._fsd else []
         if searching:
             self._origin = self._judge(self._feeds, [], partial(add_part, gradient))[0]
-        elif tuning.by_losses and tuning.trust.due and exact and not guarding:
+        elif self._by_losses and tuning.trust.due and exact and not guarding:
             self._check()
         self._look(undo=searching)
         try:
@@ -248,7 +250,7 @@ class MetaStep:
     def _judged(self) -> Verdict:
         """Q and its slopes along the step."""
         step, linear = self._step, self._objective.loss_model == "linear"
-        by_losses = self._tuning.by_losses and self._losses_tell(linear)
+        by_losses = self._by_losses and self._losses_tell(linear)
         loss, fsd = self._judge([] if linear else self._feeds, self._others, None if by_losses else step.take_in)
         end = {} if by_losses else step.end()
         for weight, slopes in ((float(linear), step.start), (self._wsd, step.wsd_slopes)):

@@ -33,7 +33,8 @@ class Newton:
             takes the curvature from the objective's values at both ends, a forward: as exact to second order, and for
             the one global learning rate alone. Where values cannot tell, gradients do: for a step whose change of the
             loss drowns in rounding, and while the optimizer is given other gradients than the batch's own (clipped,
-            say), which one meta-step in twenty finds out.
+            say), which one meta-step in twenty finds out. "auto" is "losses" with a function-space discrepancy (fsd >
+            0), where they cost half as much, if there is one global learning rate alone; else "gradients".
         average: The decay of the averages, per meta-step, in [0, 1).
         growth: The largest factor by which a meta-step may lengthen the learning rate.
         shrink: The largest factor by which it may shorten it.
@@ -46,7 +47,7 @@ class Newton:
     """
 
     every: int = 10
-    curvature: Literal["gradients", "losses"] = "gradients"
+    curvature: Literal["auto", "gradients", "losses"] = "auto"
     average: float = 0.98
     growth: float = 1.1
     shrink: float = 4.0
@@ -56,7 +57,7 @@ class Newton:
     def __post_init__(self) -> None:
         """Check every field."""
         whole("every", self.every)
-        choice("curvature", self.curvature, ("gradients", "losses"))
+        choice("curvature", self.curvature, ("auto", "gradients", "losses"))
         settle(self, "average", high=1.0)
         settle(self, "growth", low=1.0, ends="()")
         settle(self, "shrink", low=1.0, ends="()")

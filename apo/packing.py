@@ -89,5 +89,5 @@ def _unpacked(flat: Tensor, like: list[Tensor], sizes: list[int]) -> list[Tensor
 
 def _spread(hypers: Mapping[str, Number], keys: list[str], sizes: list[int], device: torch.device) -> Tensor:
     """A hyperparameter of each tensor, for each of its elements."""
-    each = torch.stack([scalar(h) if isinstance(h := hypers[key], float) else h for key in keys]).to(device)
+    each = torch.stack([h if isinstance(h := hypers[key], Tensor) else scalar(h) for key in keys]).to(device)
     return each.repeat_interleave(torch.tensor(sizes, device=device))

@@ -42,7 +42,7 @@ class Proximal:
         lookahead: "no-momentum" judges the step without the momentum of the base optimizer, as the paper does, "step"
             the step itself; they are the same wherever there is no momentum. "auto" is "no-momentum" where momentum is
             an average of gradients (the Adam family) and "step" where it adds them up (SGD).
-        other_fraction: The leading fraction of B' on which the discrepancy is measured, in (0, 1].
+        other_fraction: The leading part of B' that D is measured on, in (0, 1]; None: ½ where losses judge, else 1.
 
     Raises:
         TypeError: If a number is expected and something else is given.
@@ -54,7 +54,7 @@ class Proximal:
     discrepancy: str | Discrepancy = "squared_error"
     loss_model: Literal["exact", "linear"] = "exact"
     lookahead: Judged = "auto"
-    other_fraction: float = 1.0
+    other_fraction: float | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -65,7 +65,8 @@ class Proximal:
         choice("lookahead", self.lookahead, ("auto", "no-momentum", "step"))
         if not callable(self.discrepancy):
             choice("discrepancy", self.discrepancy, tuple(BY_NAME))
-        settle(self, "other_fraction", high=1.0, ends="(]")
+        if self.other_fraction is not None:
+            settle(self, "other_fraction", high=1.0, ends="(]")
         if self.loss_model == "linear" and self.fsd == 0.0 and self.wsd == 0.0:
             raise ValueError("loss_model='linear' with fsd=0 and wsd=0 has no minimum: make fsd or wsd positive")
 
@@ -240,18 +241,17 @@ def lookahead(
         ValueError: If a gradient is of no parameter, or of another shape, or the rule works in place.
     """
     check_step(rule, params, grads, state, hypers)
-    given = [*params.values(), *grads.values(), *leaves(state)]
-    versions = [tensor._version for tensor in given]
+    untouched = [*params.values(), *grads.values(), *leaves(state)]
+    versions = [tensor._version for tensor in untouched]
     named = cast(Any, hypers)._asdict().items()
     marked: list[tuple[Any, bool]] = [(h, wrt is None or name in wrt) for name, field in named for h in leaves([field])]
     inputs = [(h if isinstance(h, Tensor) else scalar(h)).detach().clone().requires_grad_(on) for h, on in marked]
     sources = [h for h in inputs if h.requires_grad]
     taken = [new if on or isinstance(h, Tensor) else h for new, (h, on) in zip(inputs, marked, strict=True)]
-    fixed = {key: p.detach() for key, p in params.items()}
-    slopes = {key: g.detach() for key, g in grads.items()}
+    fixed, slopes = ({key: tensor.detach() for key, tensor in given.items()} for given in (params, grads))
     with torch.enable_grad():
         new_params, new_state = rule.step(fixed, slopes, detached(state), rebuild(hypers, taken))
-    if versions != [tensor._version for tensor in given]:
+    if versions != [tensor._version for tensor in untouched]:
         raise ValueError("the rule changed params, grads or state in place: write p = p - d, not p -= d or p.sub_(d)")
 
     def pullback(cotangents: Params) -> H:

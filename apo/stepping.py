@@ -163,22 +163,20 @@ class Step:
         """Put the live weights at θ + Δ, and learn on the way what there is to know of it."""
         starts, ends = Terms(), Terms()
         halves: list[Tensor] = []
+        moved = False
         for trial, cut in self._pieces:
             piece = trial.look(cut)
             _add(starts, piece.pullback(some(trial.gradient, cut)))
             if wsd:
                 halves.extend(0.5 * inner(delta, delta) for delta in piece.delta.values())
                 _add(ends, piece.pullback(piece.delta))
+            moved = moved or any(bool(delta.any()) for delta in piece.delta.values())
             if trial.commit is not None:
                 self._put(trial, cut, piece.delta, 1.0)
             del piece  # before the next one is there
         self.start, self.wsd_slopes = self._whole(starts), self._whole(ends)
-        self.moved = any(self.start.values()) or self._processes.any(self._displaced())
+        self.moved = self._processes.any(moved)
         (self.wsd,) = self._processes.whole([total(halves)])
-
-    def _displaced(self) -> bool:
-        """Whether any weight is, in this process, where slopes do not say so."""
-        return any(bool(delta.any()) for trial, cut in self._pieces for delta in trial.look(cut).delta.values())
 
     def _put(self, trial: Trial, cut: Cut, displaced: Params, scale: float) -> None:
         with torch.no_grad():

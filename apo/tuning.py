@@ -41,12 +41,10 @@ class Tuning:
         Raises:
             ValueError: If losses are to judge more than the one global learning rate.
         """
-        if isinstance(meta, Newton) and meta.curvature == "losses":
-            finer = [
-                f"tune={{{name!r}: {how.by!r}}}" for name, how in tune.items() if (name, how.by) != ("lr", "global")
-            ]
-            if finer:
-                raise ValueError(f"curvature='losses' judges one global lr alone: drop {finer[0]}, or that option")
+        finer = [f"tune={{{name!r}: {how.by!r}}}" for name, how in tune.items() if (name, how.by) != ("lr", "global")]
+        if finer and isinstance(meta, Newton) and meta.curvature == "losses":
+            raise ValueError(f"curvature='losses' judges one global lr alone: drop {finer[0]}, or that option")
+        self._one_rate = bool(tune) and not finer
         self.tune, self.meta, self.relative = dict(tune), meta, relative
         self.offsets: dict[Coordinate, float] = {}
         self.newton, self.watch, self.trust = NewtonState(), LossWatch(), Trust()
@@ -66,10 +64,11 @@ class Tuning:
         """Whether a step that made its own batch clearly worse is to be shortened."""
         return isinstance(self.meta, Newton) and self.meta.backtrack and "lr" in self.tune
 
-    @property
-    def by_losses(self) -> bool:
-        """Whether losses are to judge a step wherever they can."""
-        return isinstance(self.meta, Newton) and self.meta.curvature == "losses" and "lr" in self.tune
+    def by_losses(self, fsd: float) -> bool:
+        """Whether losses are to judge a step wherever they can, with this λ_FSD."""
+        if not isinstance(self.meta, Newton) or not self._one_rate:
+            return False
+        return self.meta.curvature == "losses" or (self.meta.curvature == "auto" and fsd > 0.0)
 
     def link(self, bases: Sequence[Base]) -> None:
         """Find the coordinates of the bases' groups; those known before keep where they are.

@@ -28,7 +28,7 @@ def adam(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Te
     correction = 1.0 - beta ** _count(state)
     square = _square(state, "exp_avg_sq", beta, grad, correction)
     if group.get("amsgrad") and state:
-        square = torch.maximum(square, state["max_exp_avg_sq"] / correction)
+        square = torch.maximum(square, state["max_exp_avg_sq"].to(grad.dtype) / correction)
     return _over(grad, square.sqrt_().add_(group["eps"]), decay)
 
 
@@ -63,7 +63,9 @@ def adamax(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> 
     """The gradient over the infinity norm."""
     grad = _l2(group, grad, param)
     largest = grad.abs().add_(group["eps"])
-    return _over(grad, torch.maximum(group["betas"][1] * state["exp_inf"], largest) if state else largest)
+    if state:
+        largest = torch.maximum(group["betas"][1] * state["exp_inf"].to(grad.dtype), largest)
+    return _over(grad, largest)
 
 
 def rmsprop(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
@@ -99,7 +101,7 @@ def _square(state: dict[str, Any], key: str, beta: float, grad: Tensor, over: fl
     """The running average of g² after the step, over a number; before the first step there is no state."""
     if not state:
         return grad.square().mul_((1.0 - beta) / over)
-    return torch.mul(state[key], beta / over).addcmul_(grad, grad, value=(1.0 - beta) / over)
+    return torch.mul(state[key].to(grad.dtype), beta / over).addcmul_(grad, grad, value=(1.0 - beta) / over)
 
 
 def _count(state: dict[str, Any]) -> float:

@@ -11,7 +11,7 @@ from apo.bases.directions import built_up
 from apo.bases.rule_optimizer import RuleOptimizer
 from apo.domains import derivative
 from apo.hypers import Coordinate
-from apo.lifting import Lifted
+from apo.lifting import Lifted, is_lifted
 from apo.pieces import Cut, in_pieces, rows, some
 from apo.proximal import Lookahead, lookahead, momentum_free
 from apo.shards import local
@@ -37,7 +37,7 @@ class RuleBase(Base):
             for part in parts:
                 if not self._in_place(part):
                     done.append((part, *rule.step(*part.whole)))
-                elif any(param not in self.optimizer.state for param in part.live.values()):  # its first step
+                elif not all(self.optimizer.state.get(param) for param in part.live.values()):  # its first step
                     self.optimizer.keep(part.group, part.live, part.state)
             for part, new, state in done:
                 self._write(part, new, state)
@@ -51,7 +51,7 @@ class RuleBase(Base):
 
         The tape of an elementwise rule is made anew whenever a piece is looked at, that of any other one is kept.
         """
-        rule, alone = self.optimizer.rule, isinstance(self.optimizer.rule.step, Lifted)
+        rule, alone = self.optimizer.rule, is_lifted(self.optimizer.rule)
         judge = momentum_free(rule) if self.without_momentum(judged) else rule
         gradient: Params = {}
         before: Params = {}
@@ -158,7 +158,7 @@ class RuleBase(Base):
         with torch.no_grad():
             if ahead is not None:
                 return self._write(part, ahead.params, ahead.state)
-            part = part._replace(hypers=_plain(part.hypers))
+            part = part._replace(hypers=type(part.hypers)(*map(_plain, part.hypers)))
             copied = part._replace(state=rebuild(part.state, [entry.clone() for entry in leaves(part.state)]))
             if self._in_place(copied):
                 return self.optimizer.keep(part.group, part.live, copied.state)
@@ -177,9 +177,9 @@ class RuleBase(Base):
         What it is not differentiated by are plain numbers, if the rule takes them.
         """
         self.optimizer.check_left_out(group)
-        kind, numbers = type(self.optimizer.rule.hypers), isinstance(self.optimizer.rule.step, Lifted)
+        kind, numbers = type(self.optimizer.rule.hypers), is_lifted(self.optimizer.rule)
         given = {hyper: settings.get(hyper, group[hyper]) for hyper in kind._fields}
-        return kind(*(h if numbers and hyper not in tuned else _tensors(h) for hyper, h in given.items()))
+        return kind(*(_plain(h) if numbers and hyper not in tuned else _tensors(h) for hyper, h in given.items()))
 
     def _chain(
         self, group: dict[str, Any], hyper: str, natural: Tensor | Params, value: float | dict[str, float]
@@ -228,10 +228,8 @@ class _Part(NamedTuple):
         return part(params), part(grads), type(state)(*map(part, state)), type(hypers)(*mine)
 
 
-def _plain(hypers: Any) -> Any:
-    """Hyperparameters as plain numbers."""
-    plain = ({n: float(h) for n, h in field.items()} if isinstance(field, dict) else float(field) for field in hypers)
-    return type(hypers)(*plain)
+def _plain(value: Any) -> float | dict[str, float]:
+    return {name: float(v) for name, v in value.items()} if isinstance(value, dict) else float(value)
 
 
 def _tensors(value: float | dict[str, float]) -> Tensor | Params:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam as by_torch
 
-from apo.arithmetic import Number, alike, average, count, on_cpu, plus, plus_ratio
+from apo.arithmetic import TINY, Number, alike, average, count, on_cpu, plus, plus_ratio
 from apo.domains import AVERAGING, POSITIVE, hyper
 from apo.lifting import elementwise
 from apo.trees import scalar
@@ -70,7 +70,7 @@ def in_place(
     params: list[Tensor], grads: list[Tensor], state: Any, hypers: Any, *, decay: bool, decoupled: bool
 ) -> bool:
     """The steps of many tensors by torch's kernels, which divide by zero where v = ε = 0."""
-    if hypers.eps == 0.0 or not alike(params, grads, state.exp_avg, state.exp_avg_sq):
+    if hypers.eps < TINY or not alike(params, grads, state.exp_avg, state.exp_avg_sq):
         return False
     fused = on_cpu(params)
     by_torch(
@@ -79,7 +79,7 @@ def in_place(
         state.exp_avg,
         state.exp_avg_sq,
         [],
-        [steps.float() for steps in state.step] if fused else state.step,
+        [steps.to(torch.float32, copy=True) for steps in state.step] if fused else state.step,
         foreach=not fused,
         fused=fused,
         amsgrad=False,

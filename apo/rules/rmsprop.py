@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.rmsprop import rmsprop as by_torch
 
-from apo.arithmetic import alike, average, count, plus, plus_ratio
+from apo.arithmetic import TINY, alike, average, count, plus, plus_ratio
 from apo.checks import flag
 from apo.domains import AVERAGING, EXPONENT, POSITIVE, hyper
 from apo.lifting import elementwise
@@ -63,7 +63,7 @@ def step(
 
 def in_place(params: list[Tensor], grads: list[Tensor], state: Any, hypers: Any, *, decay: bool) -> bool:
     """The steps of many tensors by torch's kernels, which know ρ = ½ only, and divide by zero where s = ε = 0."""
-    as_torch = hypers.rho == 0.5 and hypers.eps > 0.0 and state.step is None
+    as_torch = hypers.rho == 0.5 and hypers.eps >= TINY and state.step is None
     if not as_torch or not alike(params, grads, state.square_avg):
         return False
     by_torch(

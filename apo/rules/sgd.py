@@ -67,12 +67,12 @@ def without_momentum(param: Tensor, grad: Tensor, state: SGDState, hypers: SGDHy
 def in_place(
     params: list[Tensor], grads: list[Tensor], state: Any, hypers: Any, *, nesterov: bool, decay: bool
 ) -> bool:
-    """The steps of many tensors by torch's kernels; the first gradient is undamped there, too, but in another way."""
+    """The steps of many tensors by torch's kernels."""
     buffers, begun = state
     if not alike(params, grads, *([buffers] if buffers else [])):
         return False
-    if buffers and hypers.dampening and not all(begun):
-        return False
+    if buffers and (hypers.momentum == 0.0 or (hypers.dampening and not all(begun))):
+        return False  # torch would leave v as it is, or damp the first gradient
     fused = on_cpu(params)
     by_torch(
         params,

@@ -98,8 +98,14 @@ def test_the_paper_is_rmsprop_on_log_lr() -> None:
     assert opt.record[0]["evaluations"] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("curvature", "fraction", "examples"),
+    [("auto", None, 2), ("losses", None, 2), ("gradients", None, 5), ("auto", 1.0, 5), ("gradients", 0.3, 2)],
+)
 @pytest.mark.parametrize("loss_model", ["exact", "linear"])
-def test_newton_on_a_linear_model_with_both_discrepancies(loss_model: Any) -> None:
+def test_newton_on_a_linear_model_with_both_discrepancies(
+    loss_model: Any, curvature: Any, fraction: float | None, examples: int
+) -> None:
     """H + 2λ_FSD JᵀJ/n + λ_WSD I, with n examples in B'; the linear model of the loss has no H."""
     fsd, wsd = 0.6, 0.3
     x, y, other = randn(9, 4, seed=5), randn(9, 1, seed=6), randn(5, 4, seed=7)
@@ -108,11 +114,13 @@ def test_newton_on_a_linear_model_with_both_discrepancies(loss_model: Any) -> No
     def loss(outputs: Tensor, target: Tensor) -> Tensor:
         return (outputs - target).square().mean()
 
-    objective = apo.Proximal(fsd=fsd, wsd=wsd, loss_model=loss_model)
-    opt = apo.APO(model, apo.sgd(lr=LR), loss, objective=objective, meta=apo.Newton(every=1, **FREE))
+    objective = apo.Proximal(fsd=fsd, wsd=wsd, loss_model=loss_model, other_fraction=fraction)
+    meta = apo.Newton(every=1, curvature=curvature, **FREE)
+    opt = apo.APO(model, apo.sgd(lr=LR), loss, objective=objective, meta=meta)
     hold(model, opt, 1, lambda: loss(model(x), y), (x, y), other=(other, None))
     g = 2 * x.T @ (x @ model.weight.T.detach() - y) / 9
-    curved = 2 * fsd * other.T @ other / 5 + wsd * torch.eye(4, dtype=torch.float64)
+    other = other[:examples]
+    curved = 2 * fsd * other.T @ other / examples + wsd * torch.eye(4, dtype=torch.float64)
     if loss_model == "exact":
         curved = curved + 2 * x.T @ x / 9
     assert opt.hypers()["lr"] == pytest.approx((g.T @ g / (g.T @ curved @ g)).item(), rel=1e-9)

@@ -60,7 +60,9 @@ def test_the_other_batch_is_that_of_the_call_before() -> None:
         seen.append(batch[0].sum().item())
         return model(batch[0])
 
-    model, opt = shell(objective=apo.Proximal(fsd=0.5), forward=forward)
+    model, opt = shell(
+        apo.Newton(every=3, curvature="gradients", search=False), objective=apo.Proximal(fsd=0.5), forward=forward
+    )
     data = batches(5)
     sums = [batch[0].sum().item() for batch in data]
     assert len(set(sums)) == len(sums)
@@ -108,7 +110,8 @@ def test_a_fraction_of_the_other_batch() -> None:
         sizes.append(len(batch[0]))
         return model(batch[0])
 
-    model, opt = shell(apo.Newton(every=1, search=False), objective=apo.Proximal(fsd=1.0, other_fraction=0.3))
+    meta = apo.Newton(every=1, curvature="gradients", search=False)
+    model, opt = shell(meta, objective=apo.Proximal(fsd=1.0, other_fraction=0.3))
     opt._evaluation.forward = forward
     data = batches(2)
     call(model, opt, data[0])
