@@ -64,14 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [name for name in CONTESTANTS if name == BARE or any(text in name for text in wanted)]
     # What packages say of themselves at every step would be part of the time.
     warnings.filterwarnings("ignore")
-    outcomes = {
-        name: run(everything[name], names, options.rounds, options.block, device) for name in options.tasks or default
-    }
-    for name, outcome in outcomes.items():
-        print(f"\n{name}: {outcome.about}\n{outcome.table()}")
-    given = sys.argv[1:] if argv is None else argv
-    write(options.out, outcomes, provenance(device), " ".join(["python -m benchmarks", *given]), options.rounds)
-    print(f"\n{options.out / 'README.md'}")
+    about, outcomes = provenance(device), {}
+    command = " ".join(["python -m benchmarks", *(sys.argv[1:] if argv is None else argv)])
+    for name in options.tasks or default:
+        outcomes[name] = run(everything[name], names, options.rounds, options.block, device)
+        print(f"\n{name}: {outcomes[name].about}\n{outcomes[name].table()}\n", flush=True)
+        write(options.out, outcomes, about, command, options.rounds)  # what is stopped has the tasks that are done
+    print(options.out / "README.md")
     return 0
 
 

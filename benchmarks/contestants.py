@@ -168,14 +168,14 @@ def _of_apo() -> Iterator[tuple[str, Contestant]]:
     for base, rule in (("torch's", False), ("our rule", True)):
         for every in (1, 5, 10, 100):
             yield f"apo, {base}, every {every}", Contestant(partial(tuned, rule=rule, every=every), every)
-    losses = apo.Newton(curvature="losses", search=False)
+    losses, gradients = (apo.Newton(curvature=how, search=False) for how in ("losses", "gradients"))
     judged: dict[str, dict[str, Any]] = {
         "by losses": {"meta": losses},
-        "by losses, λ = 0.1": {"meta": losses, "fsd": 0.1},
-        "by losses, λ = 0.1 on a half of B'": {"meta": losses, "fsd": 0.1, "other_fraction": 0.5},
-        "λ = 0.1": {"fsd": 0.1},
-        "λ = 0.1 on a quarter of B'": {"fsd": 0.1, "other_fraction": 0.25},
-        "λ = 0.1, linear loss": {"fsd": 0.1, "loss_model": "linear"},
+        "by losses, λ = 0.1": {"meta": losses, "fsd": 0.1, "other_fraction": 1.0},
+        "by losses, λ = 0.1 on a half of B'": {"fsd": 0.1},  # the default
+        "λ = 0.1": {"meta": gradients, "fsd": 0.1},
+        "λ = 0.1 on a quarter of B'": {"meta": gradients, "fsd": 0.1, "other_fraction": 0.25},
+        "λ = 0.1, linear loss": {"meta": gradients, "fsd": 0.1, "loss_model": "linear"},
     }
     for name, options in judged.items():
         yield f"apo, torch's, every 10, {name}", Contestant(partial(tuned, **options), 10)

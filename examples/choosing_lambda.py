@@ -80,8 +80,10 @@ def train(config: Config, most: int) -> Config:
     model = mlp((channels, height, width), data.classes, hidden)
     opt = BASES[config["base"]][0](model.parameters(), lr=config["start"])
     if config["meta"] != "fixed":
-        objective = apo.Proximal(fsd=config["fsd"], discrepancy=config["discrepancy"])
-        opt = apo.APO(model, opt, F.cross_entropy, objective=objective, meta=config["meta"])
+        # Exactly, on the whole of the other batch, also where losses on a half of it are the default.
+        objective = apo.Proximal(fsd=config["fsd"], discrepancy=config["discrepancy"], other_fraction=1.0)
+        meta = apo.Newton(curvature="gradients") if config["meta"] == "newton" else config["meta"]
+        opt = apo.APO(model, opt, F.cross_entropy, objective=objective, meta=meta)
     order, rates = Order(len(data.train_inputs), BATCH, config["seed"]), []
     for _ in range(steps):
         rows = order.draw()

@@ -359,8 +359,8 @@ def new_model():
 def train(make):
     """The loss before every step of a rule whose lr is tuned."""
     model = new_model()
-    objective = apo.Proximal(fsd=1.0, loss_model="linear")
-    opt = apo.APO(model, make(model), half_squared_error, objective=objective, meta=apo.Newton(every=2))
+    objective = apo.Proximal(fsd=1.0, loss_model="linear", other_fraction=1.0)
+    opt = apo.APO(model, make(model), half_squared_error, objective=objective, meta=apo.Newton(2, "gradients"))
     losses = []
     for _ in range(steps):
         loss = half_squared_error(model(x), y)
