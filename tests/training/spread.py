@@ -45,7 +45,7 @@ CASES = [
     Case(
         "terms",
         lambda model: torch.optim.AdamW(_groups(model), foreach=True),
-        {"meta": EVERY_OTHER, "objective": apo.Proximal(fsd=0.3, wsd=0.1)},
+        {"meta": EVERY_OTHER, "objective": apo.Proximal(fsd=0.3, wsd=0.1, other_fraction=1.0)},
     ),
     Case("spike", lambda model: torch.optim.AdamW(model.parameters(), 1e-2, fused=True), {"meta": EVERY_STEP}, spike=4),
     Case(

@@ -24,7 +24,7 @@ def micro_batches(batch: Batch) -> list[tuple[Batch, float]]:
     return [((batch[0][a:b], batch[1][a:b]), (b - a) / 8) for a, b in CUTS]
 
 
-@pytest.mark.parametrize("objective", [apo.Proximal(), apo.Proximal(fsd=0.3, wsd=0.1)])
+@pytest.mark.parametrize("objective", [apo.Proximal(), apo.Proximal(fsd=0.3, wsd=0.1, other_fraction=1.0)])
 @pytest.mark.parametrize("task", PLAIN, ids=lambda task: task.name)
 def test_uneven_micro_batches_are_one_batch(task: Task, objective: apo.Proximal) -> None:
     """In every row of the record and every weight, in float64."""

@@ -103,7 +103,7 @@ class Storm:
 
 
 BASES: dict[str, tuple[Any, Any, Any, int]] = {
-    "newton-adamw": (lambda m: o.AdamW(m.parameters(), lr=1e-2), apo.Newton(every=5), {}, 2000),
+    "newton-adamw": (lambda m: o.AdamW(m.parameters(), lr=1e-2), apo.Newton(5, "gradients"), {}, 2000),
     "newton-rule": (lambda m: apo.rmsprop(lr=1e-3), apo.Newton(every=5), {"eps": "global"}, 700),
     "paper-sgd": (lambda m: o.SGD(m.parameters(), lr=0.02), apo.Gradient(o.RMSprop, lr=0.1, every=5), {}, 700),
     "paper-rule": (lambda m: apo.adam(lr=1e-2), apo.Gradient(o.RMSprop, lr=0.1, every=5), {"eps": "global"}, 2000),
