@@ -18,6 +18,9 @@ from apo.shards import local
 from apo.trees import leaves, rebuild, scalar
 from apo.types import Domain, Judged, Params, Statistics
 
+TRIFLE = 2**14
+"""Elements with hyperparameters of their own, on average, for which it is better to step them all out of place."""
+
 
 class RuleBase(Base):
     """One of our update rules, or a user's own."""
@@ -35,10 +38,9 @@ class RuleBase(Base):
         parts = [self._part(index, group, values[index], ()) for index, group in self.groups()]
         with torch.no_grad():
             for part in parts:
-                if not self._in_place(part):
-                    done.append((part, *rule.step(*part.whole)))
-                elif not all(self.optimizer.state.get(param) for param in part.live.values()):  # its first step
-                    self.optimizer.keep(part.group, part.live, part.state)
+                taken = self._in_place(part)
+                if not taken or len(taken) < len(part.live):
+                    done.append((part, *rule.step(*part.of(part.without(taken)))))
             for part, new, state in done:
                 self._write(part, new, state)
 
@@ -141,16 +143,26 @@ class RuleBase(Base):
         tuned = set(tune) & settings.keys()
         return _Part(index, group, live, params, grads, state, self._hypers(group, settings, tuned), tuned)
 
-    def _in_place(self, part: "_Part") -> bool:
-        """Step a group in place, the live weights and this state, if the rule can."""
+    def _in_place(self, part: "_Part", *, copied: bool = False) -> Params:
+        """Step a group in place, as far as the rule can: the live weights, and the state or a copy in its place.
+
+        Returns:
+            What has been stepped.
+        """
         step: Any = self.optimizer.rule.step
-        numbers = not any(isinstance(h, dict) for h in part.hypers)
-        if not isinstance(step, Lifted) or step.in_place is None or not numbers or not part.live:
-            return False
-        names = list(part.live)
-        columns = ([field[name] for name in names] if field else None for field in part.state)
-        params, grads = [local(param.detach()) for param in part.live.values()], [part.grads[name] for name in names]
-        return step.in_place(params, grads, type(part.state)(*columns), part.hypers)
+        taken: Params = {}
+        if not isinstance(step, Lifted) or step.in_place is None:
+            return taken
+        if copied:
+            part = part._replace(state=rebuild(part.state, [entry.clone() for entry in leaves(part.state)]))
+        for names, hypers in part.alike():
+            params, grads = [local(part.live[n].detach()) for n in names], [part.grads[n] for n in names]
+            columns = ([field[name] for name in names] if field else None for field in part.state)
+            if step.in_place(params, grads, type(part.state)(*columns), hypers):
+                taken |= {name: part.live[name] for name in names}
+        if copied or not all(self.optimizer.state.get(param) for param in taken.values()):
+            self.optimizer.keep(part.group, taken, part.of(dict.fromkeys(taken))[2])
+        return taken
 
     def _commit(self, part: "_Part", ahead: Lookahead[Any, Any] | None) -> None:
         """Take a step that has been judged, without touching the old state; it may have been computed already."""
@@ -159,10 +171,8 @@ class RuleBase(Base):
             if ahead is not None:
                 return self._write(part, ahead.params, ahead.state)
             part = part._replace(hypers=type(part.hypers)(*map(_plain, part.hypers)))
-            copied = part._replace(state=rebuild(part.state, [entry.clone() for entry in leaves(part.state)]))
-            if self._in_place(copied):
-                return self.optimizer.keep(part.group, part.live, copied.state)
-            for cut in in_pieces(part.params, part.params.keys()):
+            left = part.without(self._in_place(part, copied=True))
+            for cut in in_pieces({name: part.params[name] for name in left}, left):
                 self._write(part, *rule.step(*part.of(cut)))
 
     def _write(self, part: "_Part", new: Params, state: Any) -> None:
@@ -216,6 +226,19 @@ class _Part(NamedTuple):
         """Its pieces; a tensor is cut if every element of it is stepped on its own."""
         odd = {n for f in self.state for n, x in f.items() if x.ndim and x.shape != self.params[n].shape}
         return list(in_pieces(self.params, odd if step.pack else self.params.keys()))
+
+    def alike(self) -> list[tuple[list[str], Any]]:
+        """The names that have the same hyperparameters, and these; none where that would be a call for each trifle."""
+        kinds: dict[tuple[float, ...], list[str]] = {}
+        for name in self.live:
+            kinds.setdefault(tuple(h[name] if isinstance(h, dict) else h for h in self.hypers), []).append(name)
+        if len(kinds) > 1 and sum(param.numel() for param in self.params.values()) < TRIFLE * len(kinds):
+            return []
+        return [(names, type(self.hypers)(*numbers)) for numbers, names in kinds.items()]
+
+    def without(self, taken: Params) -> Cut:
+        """What is in it beside these."""
+        return {name: None for name in self.params if name not in taken}
 
     def of(self, cut: Cut) -> tuple[Params, Params, Any, Any]:
         """What goes into the step of a piece."""

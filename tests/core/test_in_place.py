@@ -210,3 +210,29 @@ def test_states_of_low_precision_are_judged_without_rounding(cls: Any) -> None:
         F.mse_loss(model(x).float(), y.float()).backward()
         opt.step(batch=(x, y))
     assert len(opt.record) == 4 and opt.record[-1]["skipped"] == 0.0
+
+
+@pytest.mark.parametrize("rule", [apo.adam(lr=0.01), apo.sgd(lr=0.1, momentum=0.9)])
+@pytest.mark.filterwarnings("ignore:lr is not being tuned")
+def test_large_tensors_with_learning_rates_of_their_own_are_stepped_in_place(rule: apo.Rule) -> None:
+    """And what cannot be, of low precision here, beside them out of place; the steps are those of the pure rule."""
+    pure = rule._replace(step=lambda *arguments: rule.step(*arguments))
+    runs = []
+    for each in (rule, pure):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(200, 300), nn.Linear(300, 200), nn.Linear(200, 100).bfloat16())
+        opt = apo.APO(model, each, F.mse_loss, tune={"lr": "parameter"})
+        opt._tuning.offsets = {at: 0.1 * place for place, at in enumerate(opt._tuning.offsets)}
+        addresses = []
+        for _ in range(3):
+            for param in model.parameters():
+                param.grad = torch.randn_like(param)
+            opt.step()
+            state = opt.state[model[1].weight]
+            addresses.append(next(entry for entry in state.values() if entry.ndim).data_ptr())
+        runs.append(([param.detach().clone() for param in model.parameters()], len(set(addresses))))
+    (own, one), (expected, several) = runs
+    assert one == 1 and several > 1
+    for param, other in zip(own, expected, strict=True):
+        near = 1e-5 if param.dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(param, other, rtol=near, atol=near)
