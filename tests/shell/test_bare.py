@@ -58,7 +58,7 @@ def unobserving(case: RuleCase) -> apo.Rule[Any, Any]:
 def in_place(rule: apo.Rule[Any, Any], params: Params, grads: Params, state: Any, hypers: Any) -> bool:
     """Whether the rule has taken the step in place, one parameter at a time, in the order of the calls."""
     take = rule.step.in_place if isinstance(rule.step, Lifted) else None
-    if take is None or any(isinstance(h, dict) for h in hypers):
+    if take is None:
         return False
     slices = [type(state)(*([field[name]] if field else None for field in state)) for name in params]
     taken = [take([params[n]], [grads[n]], part, hypers) for n, part in zip(params, slices, strict=True)]
@@ -71,14 +71,14 @@ def bare_rule(rule: apo.Rule[Any, Any], steps: int = SHORT, each: Iterable[str] 
     model = net()
     live = dict(model.named_parameters())
     lifted = isinstance(rule.step, Lifted)
-    hypers = type(rule.hypers)(*(h.item() if lifted else h for h in rule.hypers))
-    hypers = hypers._replace(**{hyper: dict.fromkeys(live, getattr(hypers, hyper)) for hyper in each})
+    same = type(rule.hypers)(*(h.item() if lifted else h for h in rule.hypers))
+    hypers = same._replace(**{hyper: dict.fromkeys(live, getattr(same, hyper)) for hyper in each})
     kept = [rule.init({name: p.detach() for name, p in live.items()})]
 
     def step(_: Any) -> None:
         params = {name: p.detach().clone() for name, p in live.items()}
         grads: Any = {name: p.grad for name, p in live.items()}
-        if in_place(rule, {name: p.detach() for name, p in live.items()}, grads, kept[0], hypers):
+        if in_place(rule, {name: p.detach() for name, p in live.items()}, grads, kept[0], same):
             return
         new, kept[0] = rule.step(params, grads, kept[0], hypers)
         with torch.no_grad():
