@@ -13,7 +13,7 @@ def scaled(times: Number, a: Tensor) -> Tensor:
 
 
 def plus(a: Tensor, times: Number, b: Tensor) -> Tensor:
-    """A + times·b."""
+    """The sum a + times·b."""
     return a + times * b if isinstance(times, Tensor) else torch.add(a, b, alpha=times)
 
 
@@ -25,7 +25,7 @@ def average(beta: Number, old: Tensor, new: Tensor) -> Tensor:
 
 
 def plus_ratio(a: Tensor, times: Number, b: Tensor, c: Tensor) -> Tensor:
-    """A + times·b/c."""
+    """The sum a + times·b/c."""
     return a + times * b / c if isinstance(times, Tensor) else torch.addcdiv(a, b, c, value=times)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from apo.checks import short
 from apo.packing import packs, together
-from apo.trees import compute_dtype, leaves, rebuild, scalar
+from apo.trees import as_scalar, compute_dtype, leaves, rebuild
 from apo.types import Domain, H, Params, Rule, S
 
 InPlace = Callable[[list[Tensor], list[Tensor], Any, Any], bool]
@@ -84,7 +84,7 @@ class Lifted(NamedTuple):
     def __call__(self, params: Params, grads: Params, state: S, hypers: H) -> tuple[Params, S]:
         """Step all parameters that have a gradient."""
         if not self.numbers:
-            hypers = rebuild(hypers, (_tensor(h) for h in leaves(hypers)))
+            hypers = rebuild(hypers, map(as_scalar, leaves(hypers)))
         packed = [keys for keys in packs(params, grads, state) if len(keys) > 1] if self.pack else []
         in_packs = {key for keys in packed for key in keys}
         others = {key: grad for key, grad in grads.items() if key not in in_packs}
@@ -141,10 +141,6 @@ def collect(params: Params, state: S, updated: Iterable[tuple[str, Tensor, S]]) 
             if now is not None:
                 field[key] = now.to(field[key].dtype)
     return new_params, type(state)(*fields)
-
-
-def _tensor(hyper: Tensor | float) -> Tensor:
-    return hyper if isinstance(hyper, Tensor) else scalar(hyper)
 
 
 def _stateless(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from apo.arithmetic import Number
-from apo.trees import compute_dtype, scalar
+from apo.trees import as_scalar, compute_dtype
 from apo.types import H, Params, S
 
 SMALL = {"cpu": 2**14}
@@ -89,5 +89,5 @@ def _unpacked(flat: Tensor, like: list[Tensor], sizes: list[int]) -> list[Tensor
 
 def _spread(hypers: Mapping[str, Number], keys: list[str], sizes: list[int], device: torch.device) -> Tensor:
     """A hyperparameter of each tensor, for each of its elements."""
-    each = torch.stack([h if isinstance(h := hypers[key], Tensor) else scalar(h) for key in keys]).to(device)
+    each = torch.stack([as_scalar(hypers[key]) for key in keys]).to(device)
     return each.repeat_interleave(torch.tensor(sizes, device=device))

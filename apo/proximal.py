@@ -22,7 +22,7 @@ from torch import Tensor
 
 from apo.checks import check_step, choice, function, instance, real, settle
 from apo.discrepancies import BY_NAME, NEEDS_LOSS, Discrepancy, Loss, check_vanishes, mean_of
-from apo.trees import detached, half_square, inner, leaves, rebuild, scalar
+from apo.trees import as_scalar, detached, half_square, inner, leaves, rebuild
 from apo.types import H, Judged, Params, Rule, S
 
 Objective = Callable[[Params], Tensor]
@@ -245,7 +245,7 @@ def lookahead(
     versions = [tensor._version for tensor in untouched]
     named = cast(Any, hypers)._asdict().items()
     marked: list[tuple[Any, bool]] = [(h, wrt is None or name in wrt) for name, field in named for h in leaves([field])]
-    inputs = [(h if isinstance(h, Tensor) else scalar(h)).detach().clone().requires_grad_(on) for h, on in marked]
+    inputs = [as_scalar(h).detach().clone().requires_grad_(on) for h, on in marked]
     sources = [h for h in inputs if h.requires_grad]
     taken = [new if on or isinstance(h, Tensor) else h for new, (h, on) in zip(inputs, marked, strict=True)]
     fixed, slopes = ({key: tensor.detach() for key, tensor in given.items()} for given in (params, grads))

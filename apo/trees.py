@@ -28,6 +28,11 @@ def scalar(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
+def as_scalar(value: Tensor | float) -> Tensor:
+    """A plain number as `scalar`, a tensor as it is."""
+    return value if isinstance(value, Tensor) else scalar(value)
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a rule computes: the parameter's own, but never below float32."""
     return torch.promote_types(dtype, torch.float32)

@@ -39,18 +39,31 @@ class Contestant(NamedTuple):
     peer: bool = False
 
 
-def _plain(optimizer: torch.optim.Optimizer, model: nn.Module, task: Task) -> Step:
+def plain(optimizer: torch.optim.Optimizer, model: nn.Module, task: Task, *, create_graph: bool = False) -> Step:
+    """Forward, backward and step of an optimizer of torch's kind."""
+
     def step(batch: Batch) -> None:
         optimizer.zero_grad()
-        task.loss(model(batch[0]), batch[1]).backward()
+        task.loss(model(batch[0]), batch[1]).backward(create_graph=create_graph)
         optimizer.step()
+
+    return step
+
+
+def fed(opt: apo.APO, model: nn.Module, task: Task) -> Step:
+    """The same under `apo.APO`, which is given the batch."""
+
+    def step(batch: Batch) -> None:
+        opt.zero_grad()
+        task.loss(model(batch[0]), batch[1]).backward()
+        opt.step(batch=batch)
 
     return step
 
 
 def bare(model: nn.Module, task: Task) -> Step:
     """Adam of torch, in its default implementation."""
-    return _plain(torch.optim.Adam(model.parameters(), lr=LR), model, task)
+    return plain(torch.optim.Adam(model.parameters(), lr=LR), model, task)
 
 
 def tuned(
@@ -76,14 +89,7 @@ def tuned(
     """
     base: Any = apo.adam(lr=LR) if rule else torch.optim.Adam(model.parameters(), lr=LR)
     meta = meta or apo.Newton(every=every, search=False)
-    opt = apo.APO(model, base, task.loss, objective=apo.Proximal(**objective), tune=tune, meta=meta)
-
-    def step(batch: Batch) -> None:
-        opt.zero_grad()
-        task.loss(model(batch[0]), batch[1]).backward()
-        opt.step(batch=batch)
-
-    return step
+    return fed(apo.APO(model, base, task.loss, objective=apo.Proximal(**objective), tune=tune, meta=meta), model, task)
 
 
 def _log_rate() -> tuple[Tensor, torch.optim.Optimizer]:
@@ -98,7 +104,7 @@ def by_higher(model: nn.Module, task: Task, *, every: int) -> Step:
 
     rate, meta = _log_rate()
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-    plain, steps = _plain(optimizer, model, task), count()
+    base, steps = plain(optimizer, model, task), count()
 
     def step(batch: Batch) -> None:
         if next(steps) % every == 0:
@@ -108,7 +114,7 @@ def by_higher(model: nn.Module, task: Task, *, every: int) -> Step:
                 (rate.grad,) = torch.autograd.grad(task.loss(copy(batch[0]), batch[1]), rate)
             meta.step()
             optimizer.param_groups[0]["lr"] = rate.exp().item()
-        plain(batch)
+        base(batch)
 
     return step
 

@@ -23,8 +23,8 @@ from torch import nn
 
 import apo
 from baselines.storage import provenance, write_json, write_text
-from benchmarks.contestants import Contestant, Step
-from benchmarks.tasks import TASKS, Batch, Task
+from benchmarks.contestants import Contestant, Step, fed, plain
+from benchmarks.tasks import TASKS, Task
 from benchmarks.timing import Measured, measure, summary
 
 o = torch.optim
@@ -38,14 +38,7 @@ FOREACH: Final = "Adam (torch, foreach)"
 
 def iteration(model: nn.Module, task: Task, *, make: Callable[..., o.Optimizer], create_graph: bool = False) -> Step:
     """An iteration of an optimizer of torch's kind."""
-    optimizer = make(model.parameters())
-
-    def step(batch: Batch) -> None:
-        optimizer.zero_grad()
-        task.loss(model(batch[0]), batch[1]).backward(create_graph=create_graph)
-        optimizer.step()
-
-    return step
+    return plain(make(model.parameters()), model, task, create_graph=create_graph)
 
 
 def of_rule(
@@ -70,13 +63,7 @@ def of_rule(
     numbers = {**json.loads(state["param_groups"][0]["apo/numbers"]), "steps": 1000}
     state["param_groups"] = [{**group, "apo/numbers": json.dumps(numbers)} for group in state["param_groups"]]
     optimizer.load_state_dict(state)
-
-    def step(batch: Batch) -> None:
-        optimizer.zero_grad()
-        task.loss(model(batch[0]), batch[1]).backward()
-        optimizer.step(batch=batch)
-
-    return step
+    return fed(optimizer, model, task)
 
 
 def alone(model: nn.Module, task: Task, *, make: Callable[[nn.Module], Callable[[], Any]]) -> Step:
@@ -131,12 +118,7 @@ STEPS: Final[dict[str, Contestant]] = {
     "RMSprop, ρ = 0.4": _rule(apo.rmsprop, rho=0.4),
     "SGD with momentum (torch, foreach)": _torch(o.SGD, momentum=0.9, foreach=True),
     "SGD with momentum": _rule(apo.sgd, momentum=0.9),
-    "ApolloDQN (pytorch_optimizer)": Contestant(
-        partial(
-            alone,
-            make=lambda model: pytorch_optimizer.ApolloDQN(model.parameters(), lr=1e-4, rebound="constant").step,
-        )
-    ),
+    "ApolloDQN (pytorch_optimizer)": _torch(pytorch_optimizer.ApolloDQN, rebound="constant"),
     "Apollo": _rule(apo.apollo),
 }
 
@@ -152,7 +134,7 @@ those packages' optimizers; the others are our rules under `apo.APO`, with nothi
 one thread; all take a block in each round, in an order that turns, and ratios are of the same round."""
 
 
-def table(found: Mapping[str, Measured], reference: str, published: Mapping[str, float] = {}) -> str:
+def table(found: Mapping[str, Measured], reference: str, published: Mapping[str, float]) -> str:
     """Markdown."""
     lines = [f"| | ms | of {reference} | quartiles | paper |", "|---|---:|---:|---:|---:|"]
     for name, time in found.items():

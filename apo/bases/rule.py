@@ -97,8 +97,12 @@ class RuleBase(Base):
                 return self.step(values)
             restore = self._state()
             try:
-                for part in own:
-                    self._commit(part, None if alone else ahead(part, dict.fromkeys(part.params)))
+                with torch.no_grad():
+                    for part in own:
+                        if alone:
+                            self._commit(part)
+                        else:
+                            self._write(part, *ahead(part, dict.fromkeys(part.params))[:2])
             except BaseException:
                 restore()
                 raise
@@ -164,16 +168,12 @@ class RuleBase(Base):
             self.optimizer.keep(part.group, taken, part.of(dict.fromkeys(taken))[2])
         return taken
 
-    def _commit(self, part: "_Part", ahead: Lookahead[Any, Any] | None) -> None:
-        """Take a step that has been judged, without touching the old state; it may have been computed already."""
-        rule = self.optimizer.rule
-        with torch.no_grad():
-            if ahead is not None:
-                return self._write(part, ahead.params, ahead.state)
-            part = part._replace(hypers=type(part.hypers)(*map(_plain, part.hypers)))
-            left = part.without(self._in_place(part, copied=True))
-            for cut in in_pieces({name: part.params[name] for name in left}, left):
-                self._write(part, *rule.step(*part.of(cut)))
+    def _commit(self, part: "_Part") -> None:
+        """Take a step that has been judged, tensor by tensor where not in place, without touching the old state."""
+        part = part._replace(hypers=type(part.hypers)(*map(_plain, part.hypers)))
+        left = part.without(self._in_place(part, copied=True))
+        for cut in in_pieces({name: part.params[name] for name in left}, left):
+            self._write(part, *self.optimizer.rule.step(*part.of(cut)))
 
     def _write(self, part: "_Part", new: Params, state: Any) -> None:
         """Write what has been computed of some of a group."""
@@ -229,6 +229,8 @@ class _Part(NamedTuple):
 
     def alike(self) -> list[tuple[list[str], Any]]:
         """The names that have the same hyperparameters, and these; none where that would be a call for each trifle."""
+        if self.live and not any(isinstance(h, dict) for h in self.hypers):
+            return [(list(self.live), self.hypers)]
         kinds: dict[tuple[float, ...], list[str]] = {}
         for name in self.live:
             kinds.setdefault(tuple(h[name] if isinstance(h, dict) else h for h in self.hypers), []).append(name)

@@ -145,3 +145,18 @@ def everything(model: nn.Module, opt: apo.APO) -> list[Any]:
     """Weights, traces, state, groups, tuned numbers."""
     groups = [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups]
     return [weights(model), traces(model), state(model, [opt]), groups, opt.hypers(), opt.state_dict()["param_groups"]]
+
+
+def shell(meta: Any = None, model: nn.Module | None = None, lr: float = 0.1, **options: Any) -> tuple[Any, apo.APO]:
+    model = net() if model is None else model
+    meta = apo.Newton(every=3, search=False) if meta is None else meta
+    return model, apo.APO(model, torch.optim.SGD(model.parameters(), lr=lr), F.cross_entropy, meta=meta, **options)
+
+
+def call(model: nn.Module, opt: apo.APO, batch: Batch, **options: Any) -> bool:
+    """A call of the loop; whether it was a meta-step."""
+    rows = len(opt.record)
+    opt.zero_grad()
+    backward(model, batch)
+    opt.step(batch=batch, **options)
+    return len(opt.record) > rows
