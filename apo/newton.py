@@ -35,6 +35,8 @@ class Newton:
             loss drowns in rounding, and while the optimizer is given other gradients than the batch's own (clipped,
             say), which one meta-step in twenty finds out. "auto" is "losses" with a function-space discrepancy (fsd >
             0), where they cost half as much, if there is one global learning rate alone; else "gradients".
+        relaxation: The learning rate aimed at, over the one that minimises the averaged objective; on a quadratic, any
+            below 2 descends.
         average: The decay of the averages, per meta-step, in [0, 1).
         growth: The largest factor by which a meta-step may lengthen the learning rate.
         shrink: The largest factor by which it may shorten it.
@@ -48,6 +50,7 @@ class Newton:
 
     every: int = 10
     curvature: Literal["auto", "gradients", "losses"] = "auto"
+    relaxation: float = 1.0
     average: float = 0.98
     growth: float = 1.1
     shrink: float = 4.0
@@ -58,6 +61,7 @@ class Newton:
         """Check every field."""
         whole("every", self.every)
         choice("curvature", self.curvature, ("auto", "gradients", "losses"))
+        settle(self, "relaxation", ends="()")
         settle(self, "average", high=1.0)
         settle(self, "growth", low=1.0, ends="()")
         settle(self, "shrink", low=1.0, ends="()")
@@ -96,7 +100,7 @@ class NewtonState:
         self.slope, self.curvature = slope, curvature
         if self.slope >= 0.0:
             return 1.0 / newton.shrink
-        best = -self.slope / self.curvature if self.curvature > 0.0 else math.inf
+        best = -newton.relaxation * self.slope / self.curvature if self.curvature > 0.0 else math.inf
         return min(max(best / unit, 1.0 / newton.shrink), newton.growth)
 
 

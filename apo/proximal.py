@@ -39,9 +39,10 @@ class Proximal:
         discrepancy: "squared_error", "kl", "bregman", "gauss_newton", or a function ``D(new, old)`` that returns [] or
             [B], zero with zero gradient at equality.
         loss_model: "exact" for the loss at θ', or "linear" for its first-order Taylor polynomial at θ (paper, Eq. 4).
-        lookahead: "no-momentum" judges the step without the momentum of the base optimizer, as the paper does, "step"
-            the step itself; they are the same wherever there is no momentum. "auto" is "no-momentum" where momentum is
-            an average of gradients (the Adam family) and "step" where it adds them up (SGD).
+        lookahead: Which step is judged; they are all the same wherever there is no momentum. "no-momentum" is the step
+            without the momentum of the base optimizer, as in the paper. "steady" is that at the length that momentum
+            gives it while the gradient stays: 1 / (1 − μ) times as long for SGD, the same for the Adam family. "step"
+            is the step itself.
         other_fraction: The leading part of B' that D is measured on, in (0, 1]; None: ½ where losses judge, else 1.
 
     Raises:
@@ -53,7 +54,7 @@ class Proximal:
     wsd: Schedule = 0.0
     discrepancy: str | Discrepancy = "squared_error"
     loss_model: Literal["exact", "linear"] = "exact"
-    lookahead: Judged = "auto"
+    lookahead: Judged = "steady"
     other_fraction: float | None = None
 
     def __post_init__(self) -> None:
@@ -62,7 +63,7 @@ class Proximal:
             if not callable(getattr(self, name)):
                 settle(self, name)
         choice("loss_model", self.loss_model, ("exact", "linear"))
-        choice("lookahead", self.lookahead, ("auto", "no-momentum", "step"))
+        choice("lookahead", self.lookahead, ("steady", "no-momentum", "step"))
         if not callable(self.discrepancy):
             choice("discrepancy", self.discrepancy, tuple(BY_NAME))
         if self.other_fraction is not None:

@@ -19,9 +19,10 @@ from torch import Tensor
 Params = dict[str, Tensor]
 """Tensors by parameter name, as in ``dict(model.named_parameters())``; gradients and displacements too."""
 
-Judged = Literal["auto", "no-momentum", "step"]
-"""Which step a hyperparameter is judged by: the one without the base optimizer's momentum, or the step itself.
-"auto" is the first where momentum is an average of gradients (Adam), the second where it adds them up (SGD)."""
+Judged = Literal["steady", "no-momentum", "step"]
+"""Which step a hyperparameter is judged by. "no-momentum" is the one without the base optimizer's momentum, "steady" the
+same as long as momentum makes it while the gradient stays as it is (the two differ where momentum adds gradients up, as
+SGD's does, by 1 / (1 − μ)), and "step" the step itself."""
 
 S = TypeVar("S", bound=tuple[Any, ...])
 H = TypeVar("H", bound=tuple[Any, ...])

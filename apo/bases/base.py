@@ -94,16 +94,16 @@ class Base(ABC):
 
         Args:
             values: Effective hyperparameters.
-            judged: Whether momentum is left out of the step that is judged.
+            judged: Which step is judged.
         """
 
     @abstractmethod
     def takes(self, judged: Judged) -> bool:
         """Whether a trial takes the step."""
 
-    def without_momentum(self, judged: Judged) -> bool:
-        """Whether steps are judged without their momentum."""
-        return judged == "no-momentum" or (judged == "auto" and self.build_up() == 1.0)
+    @abstractmethod
+    def gain(self, group: Mapping[str, Any]) -> float:
+        """The length of a group's steps while the gradient stays as it is, against those without momentum."""
 
     @abstractmethod
     def build_up(self) -> float:

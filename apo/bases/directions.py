@@ -6,7 +6,7 @@ its gradient and its value, and returns d in θ' = θ − lr·d, weight decay in
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -123,17 +123,14 @@ UNCORRECTED = (torch.optim.SGD, torch.optim.RMSprop)
 """Optimizers whose momentum builds up to 1 / (1 − μ) times the first step."""
 
 
-def momentum(group: Group) -> float:
+def momentum(group: Mapping[str, Any]) -> float:
     """The averaging coefficient of a group's momentum, 0 if it has none."""
     if "betas" in group:
         return float(group["betas"][0])
     return float(group.get("momentum", 0.0) or 0.0)
 
 
-def built_up(group: Group, first: float) -> float:
-    """How much longer a group's steps become than its first one, of which a gradient of 1 made ``first``.
-
-    v ← μv + (1 − τ)g tends to (1 − τ) / (1 − μ) times the gradient, with Nesterov's look ahead or without.
-    """
+def gain(group: Mapping[str, Any]) -> float:
+    """What v ← μv + (1 − τ)g tends to, over the gradient g: (1 − τ) / (1 − μ), with Nesterov's look ahead or without."""
     mu = momentum(group)
-    return (1.0 - float(group.get("dampening", 0.0))) / ((1.0 - mu) * first) if mu else 1.0
+    return (1.0 - float(group.get("dampening", 0.0))) / (1.0 - mu) if mu else 1.0

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from apo.bases.base import Base, Piece, Settings, Terms, Trial, Values
-from apo.bases.directions import built_up
 from apo.bases.rule_optimizer import RuleOptimizer
 from apo.domains import derivative
 from apo.hypers import Coordinate
@@ -54,18 +53,21 @@ class RuleBase(Base):
         The tape of an elementwise rule is made anew whenever a piece is looked at, that of any other one is kept.
         """
         rule, alone = self.optimizer.rule, is_lifted(self.optimizer.rule)
-        judge = momentum_free(rule) if self.without_momentum(judged) else rule
+        judge = rule if judged == "step" else momentum_free(rule)
         gradient: Params = {}
         before: Params = {}
         own: list[_Part] = []
         cuts: list[Cut] = []
         parts: dict[str, _Part] = {}
+        lengthened = {i: self._lengthened(group, values[i], judged) for i, group in self.groups()}
         for index, group in self.groups():
             part = self._part(index, group, values[index], self.tune)
             part = part._replace(params={name: p.clone() for name, p in part.params.items()})
             own.append(part)
             if part.params:
                 cuts += part.cuts(rule.step) if alone else [dict.fromkeys(part.params)]
+            if lengthened[index] is not values[index]:
+                part = part._replace(hypers=self._hypers(group, lengthened[index], part.tuned))
             parts |= dict.fromkeys(part.params, part)
             gradient |= part.grads
             before |= part.params
@@ -85,7 +87,7 @@ class RuleBase(Base):
             def pullback(cotangents: Params) -> Terms:
                 natural, terms = found.pullback(cotangents)._asdict(), Terms()
                 for hyper in (hyper for hyper in self.tune if hyper in natural and hyper in part.tuned):
-                    setting = values[part.number][hyper]
+                    setting = lengthened[part.number][hyper]
                     for coordinate, slope in self._chain(part.group, hyper, natural[hyper], setting):
                         terms.setdefault((coordinate, part.number), []).append(slope)
                 return terms
@@ -117,18 +119,39 @@ class RuleBase(Base):
             self.optimizer.keep(group, live, cast(Any, self.optimizer.rule.observe)(before, statistics))
         return restore
 
-    def build_up(self) -> float:
-        """That of a rule with a hyperparameter ``momentum``, by the first step that it takes on a toy."""
-        groups = [group for group in self.optimizer.param_groups if group.get("momentum")]
-        return max([1.0, *(built_up(group, self._first(group)) for group in groups)])
+    def gain(self, group: Mapping[str, Any]) -> float:
+        """That of a rule with a hyperparameter ``momentum``; else momentum is taken for an average."""
+        return self._gains(group)[1]
 
-    def _first(self, group: dict[str, Any]) -> float:
-        """The length of the rule's first step, against that without momentum."""
-        rule, params, grads = self.optimizer.rule, {"": torch.zeros(1)}, {"": torch.ones(1)}
-        hypers = self._hypers({**group, "lr": 1.0}, {}, ())
+    def build_up(self) -> float:
+        """The longest of the groups."""
+        gains = [self._gains(group) for group in self.optimizer.param_groups]
+        return max(1.0, *(steady / first for first, steady in gains))
+
+    def _gains(self, group: Mapping[str, Any]) -> tuple[float, float]:
+        """The length of the first step, and of the last while the gradient stays, against those without momentum.
+
+        By two steps on a toy: their lengths obey l ← μl + k, which tends to k / (1 − μ).
+        """
+        rule, mu = self.optimizer.rule, float(group.get("momentum") or 0.0)
+        if not mu or rule.without_momentum is None:
+            return 1.0, 1.0
+        params, grads = {"": torch.zeros(1, dtype=torch.float64)}, {"": torch.ones(1, dtype=torch.float64)}
+        hypers, state = self._hypers({**group, "lr": 1.0}, {}, ()), rule.init(params)
         with torch.no_grad():
-            taken, free = (r.step(params, grads, rule.init(params), hypers)[0][""] for r in (rule, momentum_free(rule)))
-        return (taken / free).item()
+            free = rule.without_momentum(params, grads, state, hypers)[""]
+            once, state = rule.step(params, grads, state, hypers)
+            twice, _ = rule.step(params, grads, state, hypers)
+        first, second = (once[""] / free).item(), (twice[""] / free).item()
+        return first, (second - mu * first) / (1.0 - mu)
+
+    def _lengthened(self, group: dict[str, Any], settings: Settings, judged: Judged) -> Settings:
+        """The settings with the learning rate of the step that is judged."""
+        gain = self.gain(group) if judged == "steady" else 1.0
+        if gain == 1.0:
+            return settings
+        rate = settings.get("lr", group["lr"])
+        return {**settings, "lr": {n: gain * r for n, r in rate.items()} if isinstance(rate, dict) else gain * rate}
 
     def _state(self) -> Callable[[], None]:
         """Note which tensors the state is; the returned function puts them back."""

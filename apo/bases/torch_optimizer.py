@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from apo.bases.base import Base, Piece, Terms, Trial, Values
-from apo.bases.directions import BY_CLASS, UNCORRECTED, built_up, momentum
+from apo.bases.directions import BY_CLASS, UNCORRECTED, gain, momentum
 from apo.bases.linearity import why_not_linear
 from apo.domains import POSITIVE
 from apo.hypers import Tune
@@ -66,7 +66,7 @@ class TorchBase(Base):
         precision.
         """
         moving = [(bool(momentum(group)), param.dtype) for _, group, _, param in self.moving()]
-        told = type(self.optimizer) in BY_CLASS and (self.without_momentum(judged) or not any(a for a, _ in moving))
+        told = type(self.optimizer) in BY_CLASS and (judged != "step" or not any(a for a, _ in moving))
         return not (told and any(averages or compute_dtype(dtype) != dtype for averages, dtype in moving))
 
     def trial(self, values: Values, judged: Judged) -> Trial:
@@ -77,6 +77,7 @@ class TorchBase(Base):
         kept = {name for name, (_, group, _) in moving.items() if takes and group.get("nesterov")}
         gradient = {n: grad.clone() if n in kept else grad for n, grad in self.gradients().items()}
         rates = {n: values[index].get("lr", group["lr"]) for n, (index, group, _) in moving.items()}
+        gains = {index: self.gain(group) if judged == "steady" else 1.0 for index, group in self.groups()}
         owners = {
             name: (self.coordinate("lr", group, name), index)
             for name, (index, group, _) in moving.items()
@@ -84,7 +85,7 @@ class TorchBase(Base):
         }
 
         def displacement(name: str, at: slice | None) -> Tensor:
-            _, group, param = moving[name]
+            index, group, param = moving[name]
             start = rows(before[name], at)
             if takes:
                 return rows(local(param.detach()), at) - start
@@ -93,7 +94,7 @@ class TorchBase(Base):
             parts = {key: rows(local(x), at) if isinstance(x, Tensor) else x for key, x in state.items()}
             slope = rows(gradient[name], at).to(wide)
             along = BY_CLASS[type(self.optimizer)](group, parts, slope, start.to(wide))
-            size: float = rate[name] if isinstance(rate, dict) else rate
+            size: float = (rate[name] if isinstance(rate, dict) else rate) * gains[index]
             return along.mul(-size) if along is slope else along.mul_(-size)
 
         def look(cut: Cut) -> Piece:
@@ -127,10 +128,14 @@ class TorchBase(Base):
                 stacklevel=2,
             )
 
+    def gain(self, group: Mapping[str, Any]) -> float:
+        """1 where the average is corrected for its start, or is one."""
+        return gain(group) if isinstance(self.optimizer, UNCORRECTED) else 1.0
+
     def build_up(self) -> float:
         """The longest memory of the groups whose momentum is not corrected for its start."""
-        groups = self.optimizer.param_groups if isinstance(self.optimizer, UNCORRECTED) else []
-        return max([1.0, *(built_up(group, 1.0 + momentum(group) * bool(group.get("nesterov"))) for group in groups)])
+        groups = self.optimizer.param_groups
+        return max(1.0, *(self.gain(group) / (1.0 + momentum(group) * bool(group.get("nesterov"))) for group in groups))
 
     def _step(self, values: Values, before: Params) -> None:
         moving = list(self.moving()) if before else []
