@@ -2,7 +2,7 @@
 
 A learning rate is judged along the direction that the optimizer would take without momentum; momentum then acts on
 top (the paper, §5 and App. G). Each function below is given a parameter group, the parameter's state before the step,
-its gradient and its value, and returns d in θ' = θ − lr·d, weight decay included; it changes nothing.
+its gradient and its value, and returns d in θ' = θ − lr·d, weight decay included, so many times; it changes nothing.
 """
 
 import math
@@ -13,70 +13,66 @@ import torch
 from torch import Tensor
 
 Group = dict[str, Any]
-Direction = Callable[[Group, dict[str, Any], Tensor, Tensor], Tensor]
+Direction = Callable[[Group, dict[str, Any], Tensor, Tensor, float], Tensor]
 
 
-def sgd(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
+def sgd(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor, times: float = 1.0) -> Tensor:
     """The gradient."""
-    return _l2(group, grad, param)
+    return times * _l2(group, grad, param)
 
 
-def adam(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
+def adam(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor, times: float = 1.0) -> Tensor:
     """The gradient over √v̂ + ε; Adam and NAdam."""
-    grad, decay = _split(group, grad, param)
-    beta = group["betas"][1]
-    correction = 1.0 - beta ** _count(state)
-    square = _square(state, "exp_avg_sq", beta, grad, correction)
+    grad, decay = _split(group, grad, param, times)
+    square, unit = _square(state, "exp_avg_sq", group["betas"][1], grad)
     if group.get("amsgrad") and state:
-        square = torch.maximum(square, state["max_exp_avg_sq"].to(grad.dtype) / correction)
-    return _over(grad, square.sqrt_().add_(group["eps"]), decay)
+        square = torch.maximum(square, state["max_exp_avg_sq"].to(grad.dtype) / unit)
+    return _over(times, grad, square, unit / _correction(group, state), group["eps"], decay)
 
 
-def adamw(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
+def adamw(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor, times: float = 1.0) -> Tensor:
     """As `adam`, with the decay decoupled; groups of older versions of torch do not say so themselves."""
-    return adam({**group, "decoupled_weight_decay": True}, state, grad, param)
+    return adam({**group, "decoupled_weight_decay": True}, state, grad, param, times)
 
 
-def sparse_adam(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
+def sparse_adam(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor, times: float = 1.0) -> Tensor:
     """As `adam` without a decay, where the gradient has rows; ε is added before the correction."""
-    beta = group["betas"][1]
-    square = _square(state, "exp_avg_sq", beta, grad)
+    square, unit = _square(state, "exp_avg_sq", group["betas"][1], grad)
     sign = -1.0 if group["maximize"] else 1.0
-    return _over(sign * math.sqrt(1.0 - beta ** _count(state)) * grad, square.sqrt_().add_(group["eps"]))
+    return _over(sign * math.sqrt(_correction(group, state)) * times, grad, square, unit, group["eps"])
 
 
-def radam(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
+def radam(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor, times: float = 1.0) -> Tensor:
     """The gradient, rectified once the variance is tractable."""
-    grad, decay = _split(group, grad, param)
-    beta, step = group["betas"][1], _count(state)
-    correction = 1.0 - beta**step
+    grad, decay = _split(group, grad, param, times)
+    beta, correction = group["betas"][1], _correction(group, state)
     longest = 2.0 / (1.0 - beta) - 1.0
-    length = longest - 2.0 * step * beta**step / correction
+    length = longest - 2.0 * _count(state) * (1.0 - correction) / correction
     if length <= 5.0:
-        return grad if decay is None else grad + decay
+        return times * grad if decay is None else decay.add_(grad, alpha=times)
     rectifier = math.sqrt((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length))
-    square = _square(state, "exp_avg_sq", beta, grad)
-    return _over(grad, square.sqrt_().add_(group["eps"]).div_(rectifier * math.sqrt(correction)), decay)
+    square, unit = _square(state, "exp_avg_sq", beta, grad)
+    return _over(times * rectifier * math.sqrt(correction), grad, square, unit, group["eps"], decay)
 
 
-def adamax(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
+def adamax(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor, times: float = 1.0) -> Tensor:
     """The gradient over the infinity norm."""
     grad = _l2(group, grad, param)
     largest = grad.abs().add_(group["eps"])
     if state:
         largest = torch.maximum(group["betas"][1] * state["exp_inf"].to(grad.dtype), largest)
-    return _over(grad, largest)
+    return torch.div(grad, largest, out=largest).mul_(times)
 
 
-def rmsprop(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor) -> Tensor:
+def rmsprop(group: Group, state: dict[str, Any], grad: Tensor, param: Tensor, times: float = 1.0) -> Tensor:
     """The gradient over √s + ε."""
     grad = _l2(group, grad, param)
-    square = _square(state, "square_avg", group["alpha"], grad)
+    square, unit = _square(state, "square_avg", group["alpha"], grad)
     if group["centered"]:
         fresh = (1.0 - group["alpha"]) * grad
         mean = fresh.add_(state["grad_avg"], alpha=group["alpha"]) if state else fresh
-        square = square.addcmul_(mean, mean, value=-1.0)
-    return _over(grad, square.sqrt_().add_(group["eps"]))
+        square = square.addcmul_(mean, mean, value=-1.0 / unit)
+    return _over(times, grad, square, unit, group["eps"])
 
 
 def _l2(group: Group, grad: Tensor, param: Tensor) -> Tensor:
@@ -84,29 +80,38 @@ def _l2(group: Group, grad: Tensor, param: Tensor) -> Tensor:
     return grad.add(param, alpha=group["weight_decay"]) if group["weight_decay"] else grad
 
 
-def _split(group: Group, grad: Tensor, param: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The gradient, and the decay if it is decoupled (else it is in the gradient)."""
+def _split(group: Group, grad: Tensor, param: Tensor, times: float) -> tuple[Tensor, Tensor | None]:
+    """The gradient, and so many times the decay if it is decoupled (else it is in the gradient)."""
     if group.get("decoupled_weight_decay") and group["weight_decay"]:
-        return -grad if group["maximize"] else grad, group["weight_decay"] * param
+        return -grad if group["maximize"] else grad, times * group["weight_decay"] * param
     return _l2(group, grad, param), None
 
 
-def _over(grad: Tensor, denominator: Tensor, decay: Tensor | None = None) -> Tensor:
-    """The quotient, in the place of the denominator, and the decay."""
-    direction = torch.div(grad, denominator, out=denominator)
-    return direction if decay is None else direction.add_(decay)
+def _over(
+    times: float, grad: Tensor, square: Tensor, unit: float, eps: float, decay: Tensor | None = None
+) -> Tensor:
+    """times·g / (√(unit·square) + ε) + decay, in the place of the square, in as few passes as there can be."""
+    root = math.sqrt(unit)
+    start = grad.new_zeros(()) if decay is None else decay
+    denominator = square.sqrt_().add_(eps / root)
+    return torch.addcdiv(start, grad, denominator, value=times / root, out=denominator)
 
 
-def _square(state: dict[str, Any], key: str, beta: float, grad: Tensor, over: float = 1.0) -> Tensor:
-    """The running average of g² after the step, over a number; before the first step there is no state."""
-    if not state:
-        return grad.square().mul_((1.0 - beta) / over)
-    return torch.mul(state[key].to(grad.dtype), beta / over).addcmul_(grad, grad, value=(1.0 - beta) / over)
+def _square(state: dict[str, Any], key: str, beta: float, grad: Tensor) -> tuple[Tensor, float]:
+    """The running average of g² after the step over a number, and that; before the first step there is no state."""
+    if not state or not beta:
+        return grad.square(), 1.0 - beta
+    return torch.addcmul(state[key].to(grad.dtype), grad, grad, value=(1.0 - beta) / beta), beta
 
 
 def _count(state: dict[str, Any]) -> float:
     """The number of steps after the step."""
     return float(state["step"]) + 1.0 if state else 1.0
+
+
+def _correction(group: Group, state: dict[str, Any]) -> float:
+    """What v lacks for having started at zero, 1 − βᵗ."""
+    return float(1.0 - group["betas"][1] ** _count(state))
 
 
 BY_CLASS: dict[type[torch.optim.Optimizer], Direction] = {

@@ -93,9 +93,8 @@ class TorchBase(Base):
             state = self.optimizer.state.get(param, {})
             parts = {key: rows(local(x), at) if isinstance(x, Tensor) else x for key, x in state.items()}
             slope = rows(gradient[name], at).to(wide)
-            along = BY_CLASS[type(self.optimizer)](group, parts, slope, start.to(wide))
             size: float = (rate[name] if isinstance(rate, dict) else rate) * gains[index]
-            return along.mul(-size) if along is slope else along.mul_(-size)
+            return BY_CLASS[type(self.optimizer)](group, parts, slope, start.to(wide), -size)
 
         def look(cut: Cut) -> Piece:
             delta = {name: displacement(name, at) for name, at in cut.items()}
