@@ -24,9 +24,21 @@ def average(beta: Number, old: Tensor, new: Tensor) -> Tensor:
     return torch.add(beta * old, new, alpha=1.0 - beta)  # not by lerp, which is NaN from infinity on
 
 
+def average_square(beta: Number, old: Tensor, new: Tensor) -> Tensor:
+    """βold + (1 − β)new²."""
+    if isinstance(beta, Tensor):
+        return average(beta, old, new.square())
+    return torch.addcmul(beta * old, new, new, value=1.0 - beta)
+
+
 def plus_ratio(a: Tensor, times: Number, b: Tensor, c: Tensor) -> Tensor:
     """The sum a + times·b/c."""
-    return a + times * b / c if isinstance(times, Tensor) else torch.addcdiv(a, b, c, value=times)
+    return a + times * (b / c) if isinstance(times, Tensor) else torch.addcdiv(a, b, c, value=times)
+
+
+def plus_number(a: Tensor, number: Number) -> Tensor:
+    """The sum a + number, in the place of a where nothing is differentiated."""
+    return a + number if isinstance(number, Tensor) or a.requires_grad else a.add_(number)
 
 
 def alike(*columns: list[Tensor]) -> bool:

@@ -246,9 +246,8 @@ def lookahead(
     versions = [tensor._version for tensor in untouched]
     named = cast(Any, hypers)._asdict().items()
     marked: list[tuple[Any, bool]] = [(h, wrt is None or name in wrt) for name, field in named for h in leaves([field])]
-    inputs = [as_scalar(h).detach().clone().requires_grad_(on) for h, on in marked]
-    sources = [h for h in inputs if h.requires_grad]
-    taken = [new if on or isinstance(h, Tensor) else h for new, (h, on) in zip(inputs, marked, strict=True)]
+    taken = [as_scalar(h).detach().clone().requires_grad_(on) if on or isinstance(h, Tensor) else h for h, on in marked]
+    sources = [h for h in taken if isinstance(h, Tensor) and h.requires_grad]
     fixed, slopes = ({key: tensor.detach() for key, tensor in given.items()} for given in (params, grads))
     with torch.enable_grad():
         new_params, new_state = rule.step(fixed, slopes, detached(state), rebuild(hypers, taken))
@@ -258,11 +257,12 @@ def lookahead(
     def pullback(cotangents: Params) -> H:
         outputs = {key: p for key, p in new_params.items() if p.requires_grad and key in cotangents}
         if not outputs or not sources:
-            return rebuild(hypers, map(torch.zeros_like, inputs))
+            return rebuild(hypers, [torch.zeros_like(as_scalar(h)) for h in taken])
         seeds = [cotangents[key].to(p.dtype) for key, p in outputs.items()]
         options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
         found = iter(torch.autograd.grad(list(outputs.values()), sources, seeds, **options))
-        return rebuild(hypers, [next(found) if h.requires_grad else torch.zeros_like(h) for h in inputs])
+        pairs = zip(taken, marked, strict=True)
+        return rebuild(hypers, [next(found) if on else torch.zeros_like(as_scalar(h)) for h, (_, on) in pairs])
 
     return Lookahead({key: p.detach() for key, p in new_params.items()}, detached(new_state), pullback)
 

@@ -170,7 +170,7 @@ class Step:
             if wsd:
                 halves.extend(0.5 * inner(delta, delta) for delta in piece.delta.values())
                 _add(ends, piece.pullback(piece.delta))
-            moved = moved or any(bool(delta.any()) for delta in piece.delta.values())
+            moved = moved or any(map(_nonzero, piece.delta.values()))
             if trial.commit is not None:
                 self._put(trial, cut, piece.delta, 1.0)
             del piece  # before the next one is there
@@ -221,6 +221,11 @@ def all_or_none(steps: Sequence[tuple[Base, Callable[[], None]]]) -> None:
         for restore in backups:
             restore()
         raise
+
+
+def _nonzero(delta: Tensor) -> bool:
+    """Whether any entry is not zero; the first row mostly tells."""
+    return bool(rows(delta, slice(1)).any()) or bool(delta.any())
 
 
 def _add(terms: Terms, more: Terms) -> None:

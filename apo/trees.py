@@ -58,8 +58,8 @@ def total(terms: Iterable[Tensor]) -> float:
     """The sum of 0-d tensors in float64, with one transfer from each device."""
     by_device: dict[torch.device, list[Tensor]] = {}
     for term in terms:
-        by_device.setdefault(term.device, []).append(term.double())
-    return sum((torch.stack(parts).sum().item() for parts in by_device.values()), start=0.0)
+        by_device.setdefault(term.device, []).append(term)
+    return sum((torch.stack(parts).sum(dtype=torch.float64).item() for parts in by_device.values()), start=0.0)
 
 
 def half_square(delta: Params) -> Tensor:

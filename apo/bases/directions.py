@@ -87,9 +87,7 @@ def _split(group: Group, grad: Tensor, param: Tensor, times: float) -> tuple[Ten
     return _l2(group, grad, param), None
 
 
-def _over(
-    times: float, grad: Tensor, square: Tensor, unit: float, eps: float, decay: Tensor | None = None
-) -> Tensor:
+def _over(times: float, grad: Tensor, square: Tensor, unit: float, eps: float, decay: Tensor | None = None) -> Tensor:
     """times·g / (√(unit·square) + ε) + decay, in the place of the square, in as few passes as there can be."""
     root = math.sqrt(unit)
     start = grad.new_zeros(()) if decay is None else decay

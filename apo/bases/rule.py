@@ -1,6 +1,7 @@
 """An update rule as a base optimizer: its state in an optimizer's groups, its tape as the pullback."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -72,6 +73,7 @@ class RuleBase(Base):
             gradient |= part.grads
             before |= part.params
         kept: dict[int, Lookahead[Any, Any]] = {}
+        speed = cache(lambda hyper, at: derivative(self.domains[hyper], at))  # the same for every piece
 
         def ahead(part: "_Part", cut: Cut) -> Lookahead[Any, Any]:
             if alone:
@@ -88,7 +90,7 @@ class RuleBase(Base):
                 natural, terms = found.pullback(cotangents)._asdict(), Terms()
                 for hyper in (hyper for hyper in self.tune if hyper in natural and hyper in part.tuned):
                     setting = lengthened[part.number][hyper]
-                    for coordinate, slope in self._chain(part.group, hyper, natural[hyper], setting):
+                    for coordinate, slope in self._chain(part.group, hyper, natural[hyper], setting, speed):
                         terms.setdefault((coordinate, part.number), []).append(slope)
                 return terms
 
@@ -215,17 +217,21 @@ class RuleBase(Base):
         return kind(*(_plain(h) if numbers and hyper not in tuned else _tensors(h) for hyper, h in given.items()))
 
     def _chain(
-        self, group: dict[str, Any], hyper: str, natural: Tensor | Params, value: float | dict[str, float]
+        self,
+        group: dict[str, Any],
+        hyper: str,
+        natural: Tensor | Params,
+        value: float | dict[str, float],
+        speed: Callable[[str, float], float],
     ) -> Iterable[tuple[Coordinate, Tensor]]:
         """Derivatives with respect to offsets, from those in natural units."""
-        domain = self.domains[hyper]
         if isinstance(natural, dict) and isinstance(value, dict):
             pairs = [(name, natural[name], value[name]) for name in natural]
         else:
             pairs = [("", cast(Tensor, natural), cast(float, value))]
         for name, slope, at in pairs:
-            if domain.contains(at):
-                yield self.coordinate(hyper, group, name), slope * derivative(domain, at)
+            if self.domains[hyper].contains(at):
+                yield self.coordinate(hyper, group, name), slope * speed(hyper, at)
 
 
 class _Part(NamedTuple):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam as by_torch
 
-from apo.arithmetic import TINY, Number, alike, average, count, on_cpu, plus, plus_ratio
+from apo.arithmetic import TINY, Number, alike, average, average_square, count, on_cpu, plus, plus_number, plus_ratio
 from apo.domains import AVERAGING, POSITIVE, hyper
 from apo.lifting import elementwise
 from apo.trees import scalar
@@ -173,8 +173,9 @@ def _prepare(
         kept = param * (1.0 - hypers.lr * hypers.weight_decay)
     elif decay:
         grad = plus(grad, hypers.weight_decay, param)
-    exp_avg_sq = average(hypers.beta2, state.exp_avg_sq, grad.square())
+    exp_avg_sq = average_square(hypers.beta2, state.exp_avg_sq, grad)
     root = (1.0 - hypers.beta2**steps) ** 0.5
     # A root has no finite derivative at zero; where v vanishes so does g, and any positive number will do.
-    denominator = exp_avg_sq.clamp_min(torch.finfo(exp_avg_sq.dtype).tiny).sqrt_() + root * hypers.eps
+    positive = exp_avg_sq.clamp_min(torch.finfo(exp_avg_sq.dtype).tiny)
+    denominator = plus_number(positive.sqrt_(), root * hypers.eps)
     return kept, grad, exp_avg_sq, root, denominator

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.rmsprop import rmsprop as by_torch
 
-from apo.arithmetic import TINY, alike, average, count, plus, plus_ratio
+from apo.arithmetic import TINY, alike, average_square, count, plus, plus_ratio
 from apo.checks import flag
 from apo.domains import AVERAGING, EXPONENT, POSITIVE, hyper
 from apo.lifting import elementwise
@@ -52,7 +52,7 @@ def step(
     """One step for one tensor."""
     if decay:
         grad = plus(grad, hypers.weight_decay, param)
-    square_avg = average(hypers.alpha, state.square_avg, grad.square())
+    square_avg = average_square(hypers.alpha, state.square_avg, grad)
     s, steps = square_avg, None
     if state.step is not None:
         s, steps = s / (1.0 - hypers.alpha ** (count(state.step) + 1.0)), state.step + 1.0
