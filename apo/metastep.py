@@ -227,7 +227,7 @@ class MetaStep:
     def _search(self, slope: float) -> None:
         """Search the scale of the first step, allowing for schedules and for momentum that has not built up."""
         scale = search(self._loss_at, self._start(), slope, self._rounding())
-        build_up = max(base.build_up() for base in self._bases)
+        build_up = max(base.build_up(self._objective.lookahead) for base in self._bases)
         self.scale = self._tuning.rescale(scale * (max(self._ratios) or 1.0) / build_up)
         self._searched = True
 

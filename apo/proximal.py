@@ -39,10 +39,9 @@ class Proximal:
         discrepancy: "squared_error", "kl", "bregman", "gauss_newton", or a function ``D(new, old)`` that returns [] or
             [B], zero with zero gradient at equality.
         loss_model: "exact" for the loss at θ', or "linear" for its first-order Taylor polynomial at θ (paper, Eq. 4).
-        lookahead: Which step is judged; they are all the same wherever there is no momentum. "no-momentum" is the step
-            without the momentum of the base optimizer, as in the paper. "steady" is that at the length that momentum
-            gives it while the gradient stays: 1 / (1 − μ) times as long for SGD, the same for the Adam family. "step"
-            is the step itself.
+        lookahead: Which step is judged where there is momentum. "no-momentum" is the step without it, as in the paper;
+            "steady" that at the length that momentum gives it while the gradient stays: 1 / (1 − μ) times as long for
+            SGD, the same for the Adam family; "step" the step itself.
         other_fraction: The leading part of B' that D is measured on, in (0, 1]; None: ½ where losses judge, else 1.
 
     Raises:

@@ -20,9 +20,9 @@ Params = dict[str, Tensor]
 """Tensors by parameter name, as in ``dict(model.named_parameters())``; gradients and displacements too."""
 
 Judged = Literal["steady", "no-momentum", "step"]
-"""Which step a hyperparameter is judged by. "no-momentum" is the one without the base optimizer's momentum, "steady" the
-same as long as momentum makes it while the gradient stays as it is (the two differ where momentum adds gradients up, as
-SGD's does, by 1 / (1 − μ)), and "step" the step itself."""
+"""Which step a hyperparameter is judged by. "no-momentum" is the one without the base optimizer's momentum, "steady"
+that at the length that momentum gives it while the gradient stays, and "step" the step itself. Where momentum adds
+gradients up, as SGD's does, "steady" is 1 / (1 − μ) times as long as "no-momentum"."""
 
 S = TypeVar("S", bound=tuple[Any, ...])
 H = TypeVar("H", bound=tuple[Any, ...])

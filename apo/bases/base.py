@@ -102,12 +102,13 @@ class Base(ABC):
         """Whether a trial takes the step."""
 
     @abstractmethod
-    def gain(self, group: Mapping[str, Any]) -> float:
-        """The length of a group's steps while the gradient stays as it is, against those without momentum."""
+    def gains(self, group: Mapping[str, Any]) -> tuple[float, float]:
+        """The length of a group's first step, and of the last while the gradient stays, over those without momentum."""
 
-    @abstractmethod
-    def build_up(self) -> float:
-        """The factor by which momentum will lengthen later steps against the first, at least 1."""
+    def build_up(self, judged: Judged) -> float:
+        """The factor by which momentum will lengthen later steps against the first that is judged, at least 1."""
+        gains = [self.gains(group) for group in self.optimizer.param_groups if judged != "steady"]
+        return max([1.0, *(last / (first if judged == "step" else 1.0) for first, last in gains)])
 
     def groups(self) -> Iterable[tuple[int, dict[str, Any]]]:
         """Every group, and its index among all groups of the shell."""

@@ -134,6 +134,6 @@ def momentum(group: Mapping[str, Any]) -> float:
 
 
 def gain(group: Mapping[str, Any]) -> float:
-    """What v ← μv + (1 − τ)g tends to, over the gradient g: (1 − τ) / (1 − μ), with Nesterov's look ahead or without."""
+    """What v ← μv + (1 − τ)g tends to, over g, with Nesterov's look ahead or without: (1 − τ) / (1 − μ)."""
     mu = momentum(group)
     return (1.0 - float(group.get("dampening", 0.0))) / (1.0 - mu) if mu else 1.0

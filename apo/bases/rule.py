@@ -121,19 +121,10 @@ class RuleBase(Base):
             self.optimizer.keep(group, live, cast(Any, self.optimizer.rule.observe)(before, statistics))
         return restore
 
-    def gain(self, group: Mapping[str, Any]) -> float:
-        """That of a rule with a hyperparameter ``momentum``; else momentum is taken for an average."""
-        return self._gains(group)[1]
+    def gains(self, group: Mapping[str, Any]) -> tuple[float, float]:
+        """Of a rule with a hyperparameter ``momentum``, by two steps on a toy; otherwise momentum counts as an average.
 
-    def build_up(self) -> float:
-        """The longest of the groups."""
-        gains = [self._gains(group) for group in self.optimizer.param_groups]
-        return max(1.0, *(steady / first for first, steady in gains))
-
-    def _gains(self, group: Mapping[str, Any]) -> tuple[float, float]:
-        """The length of the first step, and of the last while the gradient stays, against those without momentum.
-
-        By two steps on a toy: their lengths obey l ← μl + k, which tends to k / (1 − μ).
+        Lengths obey l ← μl + k, which tends to k / (1 − μ).
         """
         rule, mu = self.optimizer.rule, float(group.get("momentum") or 0.0)
         if not mu or rule.without_momentum is None:
@@ -149,7 +140,7 @@ class RuleBase(Base):
 
     def _lengthened(self, group: dict[str, Any], settings: Settings, judged: Judged) -> Settings:
         """The settings with the learning rate of the step that is judged."""
-        gain = self.gain(group) if judged == "steady" else 1.0
+        gain = self.gains(group)[1] if judged == "steady" else 1.0
         if gain == 1.0:
             return settings
         rate = settings.get("lr", group["lr"])

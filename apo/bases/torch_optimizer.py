@@ -77,7 +77,7 @@ class TorchBase(Base):
         kept = {name for name, (_, group, _) in moving.items() if takes and group.get("nesterov")}
         gradient = {n: grad.clone() if n in kept else grad for n, grad in self.gradients().items()}
         rates = {n: values[index].get("lr", group["lr"]) for n, (index, group, _) in moving.items()}
-        gains = {index: self.gain(group) if judged == "steady" else 1.0 for index, group in self.groups()}
+        gains = {index: self.gains(group)[1] if judged == "steady" else 1.0 for index, group in self.groups()}
         owners = {
             name: (self.coordinate("lr", group, name), index)
             for name, (index, group, _) in moving.items()
@@ -127,14 +127,11 @@ class TorchBase(Base):
                 stacklevel=2,
             )
 
-    def gain(self, group: Mapping[str, Any]) -> float:
-        """1 where the average is corrected for its start, or is one."""
-        return gain(group) if isinstance(self.optimizer, UNCORRECTED) else 1.0
-
-    def build_up(self) -> float:
-        """The longest memory of the groups whose momentum is not corrected for its start."""
-        groups = self.optimizer.param_groups
-        return max(1.0, *(self.gain(group) / (1.0 + momentum(group) * bool(group.get("nesterov"))) for group in groups))
+    def gains(self, group: Mapping[str, Any]) -> tuple[float, float]:
+        """1 where momentum is an average that is corrected for its start."""
+        if not isinstance(self.optimizer, UNCORRECTED):
+            return 1.0, 1.0
+        return 1.0 + momentum(group) * bool(group.get("nesterov")), gain(group)
 
     def _step(self, values: Values, before: Params) -> None:
         moving = list(self.moving()) if before else []
