@@ -12,6 +12,8 @@ from typing import Literal
 
 from apo.checks import choice, flag, settle, whole
 
+RELAXATION = 1.2
+"""Over the minimiser, without momentum: measured, see docs/tuning.md."""
 FACTOR = 4.0
 """The factor between the scales that a search tries."""
 ARMIJO = 0.9
@@ -35,8 +37,8 @@ class Newton:
             loss drowns in rounding, and while the optimizer is given other gradients than the batch's own (clipped,
             say), which one meta-step in twenty finds out. "auto" is "losses" with a function-space discrepancy (fsd >
             0), where they cost half as much, if there is one global learning rate alone; else "gradients".
-        relaxation: The learning rate aimed at, over the one that minimises the averaged objective; on a quadratic, any
-            below 2 descends.
+        relaxation: The learning rate aimed at, over the one that minimises the averaged objective, positive; beyond 2 a
+            quadratic is climbed. None: 1.2, and 1.2 (1 + μ) where momentum μ is left out of the judgement.
         average: The decay of the averages, per meta-step, in [0, 1).
         growth: The largest factor by which a meta-step may lengthen the learning rate.
         shrink: The largest factor by which it may shorten it.
@@ -50,7 +52,7 @@ class Newton:
 
     every: int = 10
     curvature: Literal["auto", "gradients", "losses"] = "auto"
-    relaxation: float = 1.0
+    relaxation: float | None = None
     average: float = 0.98
     growth: float = 1.1
     shrink: float = 4.0
@@ -61,7 +63,8 @@ class Newton:
         """Check every field."""
         whole("every", self.every)
         choice("curvature", self.curvature, ("auto", "gradients", "losses"))
-        settle(self, "relaxation", ends="()")
+        if self.relaxation is not None:
+            settle(self, "relaxation", ends="()")
         settle(self, "average", high=1.0)
         settle(self, "growth", low=1.0, ends="()")
         settle(self, "shrink", low=1.0, ends="()")
@@ -80,7 +83,7 @@ class NewtonState:
     slope: float = 0.0
     curvature: float = 0.0
 
-    def move(self, newton: Newton, unit: float, a: float, c: float) -> float:
+    def move(self, newton: Newton, unit: float, a: float, c: float, momentum: float = 0.0) -> float:
         """Take in a slope and a curvature, and return the factor by which to change the unit.
 
         Args:
@@ -88,6 +91,7 @@ class NewtonState:
             unit: The learning rate, or its factor, at which the step was taken; η above.
             a: Slope of the objective along the step at its start.
             c: Curvature of the objective along the step.
+            momentum: μ, where it is left out of the step.
 
         Returns:
             The factor, within [1/shrink, growth].
@@ -100,7 +104,8 @@ class NewtonState:
         self.slope, self.curvature = slope, curvature
         if self.slope >= 0.0:
             return 1.0 / newton.shrink
-        best = -newton.relaxation * self.slope / self.curvature if self.curvature > 0.0 else math.inf
+        relaxation = newton.relaxation or RELAXATION * (1.0 + momentum)
+        best = -relaxation * self.slope / self.curvature if self.curvature > 0.0 else math.inf
         return min(max(best / unit, 1.0 / newton.shrink), newton.growth)
 
 

@@ -15,6 +15,7 @@ from apo.hypers import Coordinate, Tune
 from apo.meta import paper
 from apo.newton import LossWatch, Newton, NewtonState, Trust
 from apo.places import FARTHEST, START, Place, offset_of, places_of, rate_of, start_of
+from apo.types import Judged
 
 LR = Coordinate("lr", "")
 
@@ -182,13 +183,14 @@ class Tuning:
                 kept.append(math.exp(self.offsets[coordinate] - old))
         return min(kept, default=factor)
 
-    def move(self, start: Slopes, end: Slopes, ratios: Sequence[float]) -> float:
+    def move(self, start: Slopes, end: Slopes, ratios: Sequence[float], judged: Judged) -> float:
         """Move every offset by one meta-step.
 
         Args:
             start: Slopes of the objective at the start of the step, for learning rates.
             end: Slopes at its end.
             ratios: What the schedules make of the tuned learning rate, one number a group.
+            judged: Which step was judged.
 
         Returns:
             The norm of the hypergradient in unconstrained coordinates, at the tuned learning rate.
@@ -212,7 +214,8 @@ class Tuning:
             for coordinate, offset in zip(moved, wanted, strict=True):
                 self._set(coordinate, offset)
         if isinstance(self.meta, Newton) and LR in self.offsets:
-            change = self.newton.move(self.meta, math.exp(self.offsets[LR]), a, c)
+            momentum = min(base.left_out(judged) for base in self._bases)
+            change = self.newton.move(self.meta, math.exp(self.offsets[LR]), a, c, momentum)
             self._set(LR, self.offsets[LR] + math.log(change))
         return math.hypot(*slopes.values())
 

@@ -110,6 +110,14 @@ class Base(ABC):
         gains = [self.gains(group) for group in self.optimizer.param_groups if judged != "steady"]
         return max([1.0, *(last / (first if judged == "step" else 1.0) for first, last in gains)])
 
+    @abstractmethod
+    def momentum(self, group: Mapping[str, Any]) -> float:
+        """The coefficient of a group's momentum that can be left out of the judgement; 0 if there is none."""
+
+    def left_out(self, judged: Judged) -> float:
+        """The least momentum that is left out of the judgement."""
+        return 0.0 if judged == "step" else min(map(self.momentum, self.optimizer.param_groups))
+
     def groups(self) -> Iterable[tuple[int, dict[str, Any]]]:
         """Every group, and its index among all groups of the shell."""
         return enumerate(self.optimizer.param_groups, self.first)

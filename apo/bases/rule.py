@@ -138,6 +138,11 @@ class RuleBase(Base):
         first, second = (once[""] / free).item(), (twice[""] / free).item()
         return first, (second - mu * first) / (1.0 - mu)
 
+    def momentum(self, group: Mapping[str, Any]) -> float:
+        """The hyperparameter of that name, or of the averaging of the gradient."""
+        free = self.optimizer.rule.without_momentum is not None
+        return next((float(group[name]) for name in ("momentum", "beta1", "beta") if free and name in group), 0.0)
+
     def _lengthened(self, group: dict[str, Any], settings: Settings, judged: Judged) -> Settings:
         """The settings with the learning rate of the step that is judged."""
         gain = self.gains(group)[1] if judged == "steady" else 1.0

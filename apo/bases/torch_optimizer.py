@@ -112,6 +112,10 @@ class TorchBase(Base):
         commit = None if takes else partial(self._commit, values)
         return Trial(gradient, before, list(in_pieces(before)), look, commit)
 
+    def momentum(self, group: Mapping[str, Any]) -> float:
+        """Of the optimizers whose step is known without it."""
+        return momentum(group) if type(self.optimizer) in BY_CLASS else 0.0
+
     def _commit(self, values: Values) -> None:
         """Take a step that has been judged; its gradients should be those that were judged."""
 
