@@ -158,11 +158,8 @@ class MetaStep:
         endless = self._objective.loss_model == "linear" and not (self._others or self._wsd)
         self.skipped = not shortened and not verdict.finite
         moving = not shortened and not self.skipped and not endless
-        norm = (
-            self._tuning.move(verdict.start, verdict.end, self._ratios, self._objective.lookahead)
-            if moving
-            else math.nan
-        )
+        found = verdict.start, verdict.end, self._ratios, self._objective.lookahead
+        norm = self._tuning.move(*found) if moving else math.nan
         return {
             "step": float(self._steps),
             "objective": verdict.objective,

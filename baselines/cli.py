@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.comparators.tuned import BY, RELATIVE
-from baselines.config import CLIP_BY, CURVATURE, LOSS_MODEL, META, Config
+from baselines.config import CLIP_BY, CURVATURE, LOOKAHEAD, LOSS_MODEL, META, Config
 from baselines.data import LOADERS
 from baselines.experiments import BUDGETS, EXPERIMENTS
 from baselines.experiments.scripts import SCRIPTS
@@ -113,6 +113,9 @@ def _add_config(train: argparse.ArgumentParser, several: bool = False) -> None:
     option(method, "--fsd", f"of --method apo: weight of the function-space discrepancy{values}", **weight)
     option(method, "--wsd", f"of --method apo: weight of the weight-space discrepancy{values}", **weight)
     option(method, "--curvature", "of --method apo, meta newton: what it is taken from", choices=CURVATURE)
+    beyond = "of --method apo, meta newton: the learning rate aimed at, over the objective's minimiser"
+    option(method, "--relaxation", beyond, type=float, metavar="FACTOR")
+    option(method, "--lookahead", "of --method apo: which step is judged", choices=LOOKAHEAD)
     option(method, "--loss-model", "of --method apo: how the step's own loss is judged", choices=LOSS_MODEL)
     fraction = "of --method apo: part of the other batch that is measured"
     option(method, "--other-fraction", fraction, type=float, metavar="FRACTION")

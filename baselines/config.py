@@ -15,6 +15,7 @@ from baselines.optimizers import OPTIMIZERS
 
 META: Final = ("newton", "paper")
 CURVATURE: Final = ("gradients", "losses")
+LOOKAHEAD: Final = ("steady", "no-momentum", "step")
 LOSS_MODEL: Final = ("exact", "linear")
 CLIP_BY: Final = ("global", "parameter")
 DEFAULT_EPOCHS: Final = 10
@@ -68,6 +69,9 @@ class Config:
         fsd: of apo: weight of the function-space discrepancy.
         wsd: of apo: weight of the weight-space discrepancy.
         curvature: of apo with meta newton: gradients or losses, what the curvature along a step is taken from.
+        relaxation: of apo with meta newton: the learning rate aimed at, over the one that minimises the objective;
+            None: the library's own.
+        lookahead: of apo: steady, no-momentum or step, which step is judged.
         loss_model: of apo: exact or linear, how the loss on the step's own batch is judged.
         other_fraction: of apo: the part of the other batch on which the function-space discrepancy is measured.
         population: of pbt: how many networks are trained.
@@ -113,6 +117,8 @@ class Config:
     fsd: float = 0.0
     wsd: float = 0.0
     curvature: str = "gradients"
+    relaxation: float | None = None
+    lookahead: str = "steady"
     loss_model: str = "exact"
     other_fraction: float = 1.0
     population: int = 4
@@ -129,6 +135,7 @@ class Config:
             ("method", tuple(METHODS)),
             ("meta", META),
             ("curvature", CURVATURE),
+            ("lookahead", LOOKAHEAD),
             ("loss_model", LOSS_MODEL),
             ("by", BY),
             ("clip_by", CLIP_BY),
@@ -144,6 +151,9 @@ class Config:
         for name in ("lr", "weight_decay", "damping", "eps", "meta_lr", "fsd", "wsd"):
             value = getattr(self, name)
             _require(value is None or (math.isfinite(value) and value >= 0), name, value, "finite and at least 0")
+        _require(self.relaxation is None or 0 < self.relaxation < math.inf, "relaxation", self.relaxation, "above 0")
+        if self.relaxation is not None and self.method == "apo" and self.meta != "newton":
+            raise ValueError(f"relaxation={self.relaxation!r} has no effect with meta paper; leave out --relaxation")
         _require(0 < self.other_fraction <= 1, "other_fraction", self.other_fraction, "in (0, 1]")
         if self.curvature != "gradients" and self.meta != "newton":
             raise ValueError(f"curvature={self.curvature!r} has no effect with meta paper; leave out --curvature")

@@ -81,6 +81,8 @@ METHODS: Final[dict[str, Entry]] = {
             "fsd",
             "wsd",
             "curvature",
+            "relaxation",
+            "lookahead",
             "loss_model",
             "other_fraction",
             "tune",

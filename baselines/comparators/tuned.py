@@ -20,7 +20,7 @@ RELATIVE: Final[dict[str, Schedule]] = {"constant": constant, "linear": linear, 
 def _meta(config: "Config") -> apo.Newton | apo.Gradient:
     """What moves the hyperparameters; the paper's rate is that of its §5, and by layer that of its App. C."""
     if config.meta == "newton":
-        return apo.Newton(every=config.every, curvature=cast(Any, config.curvature))
+        return apo.Newton(every=config.every, curvature=cast(Any, config.curvature), relaxation=config.relaxation)
     default = 0.1 if config.by == "global" else 1e-3
     rate = default if config.meta_lr is None else config.meta_lr
     return apo.Gradient(torch.optim.RMSprop, lr=rate, every=config.every)
@@ -43,6 +43,7 @@ class Apo(OptimizerMethod):
                 fsd=config.fsd,
                 wsd=config.wsd,
                 loss_model=cast(Any, config.loss_model),
+                lookahead=cast(Any, config.lookahead),
                 other_fraction=config.other_fraction,
             ),
             tune=dict.fromkeys(config.tune, config.by),

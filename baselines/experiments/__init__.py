@@ -12,6 +12,7 @@ from baselines.experiments import (
     populations,
     quasi_adam,
     residual,
+    tuning,
 )
 from baselines.experiments.base import BUDGETS, Experiment
 
@@ -19,6 +20,6 @@ __all__ = ["BUDGETS", "EXPERIMENTS", "Experiment"]
 
 EXPERIMENTS: Final[dict[str, Experiment]] = {
     name: experiment
-    for module in (apo_figures, residual, populations, apollo, apollo_language, quasi_adam, apo, peers, cheap)
+    for module in (apo_figures, residual, populations, apollo, apollo_language, quasi_adam, apo, peers, cheap, tuning)
     for name, experiment in module.EXPERIMENTS.items()
 }

@@ -37,7 +37,7 @@ def panels(budget: Budget) -> Panels:
                 made[f"{name}, {NAMES[optimizer]}, λ = {fsd:g}"] = [
                     Curve(
                         label,
-                        Config(optimizer=optimizer, method="apo", lr=1e-3, fsd=fsd, **own, **options),
+                        Config(optimizer=optimizer, method="apo", lr=1e-3, fsd=fsd, relaxation=1.0, **own, **options),
                         against=None if label == "exact" else "exact",
                         seeds=seeds_of(budget),
                     )
@@ -47,8 +47,9 @@ def panels(budget: Budget) -> Panels:
 
 
 NOTE: Final = (
-    "A meta-step every ten steps, from a learning rate of 1e-3. By losses: `apo.Newton(curvature='losses')`, which "
-    "takes no gradient at the end of the step; the other ways are fields of `apo.Proximal`."
+    "A meta-step every ten steps, from a learning rate of 1e-3, with `relaxation=1`. By losses: "
+    "`apo.Newton(curvature='losses')`, which takes no gradient at the end of the step; the other ways are fields of "
+    "`apo.Proximal`."
 )
 EXPERIMENTS: Final[dict[str, Experiment]] = {
     "cheap-judgements": Experiment(
