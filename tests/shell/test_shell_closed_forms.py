@@ -12,7 +12,7 @@ import apo
 from apo.meta import parse_meta
 from tests.cases import randn, spd
 
-FREE = {"search": False, "backtrack": False, "growth": 1e9, "shrink": 1e9, "average": 0.0}
+FREE = {"search": False, "backtrack": False, "growth": 1e9, "shrink": 1e9, "average": 0.0, "relaxation": 1.0}
 
 
 class Point(nn.Module):
@@ -151,6 +151,23 @@ def test_a_schedule_on_top_is_not_undone(base: Any, meta: str, by: str) -> None:
         if meta == "newton":
             assert opt.hypers()["lr"] == pytest.approx(best, rel=1e-9)
     assert opt.hypers()["lr"] == pytest.approx(best, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("relaxation", "judged", "beyond"),
+    [(None, "steady", 1.2 * 1.9), (None, "no-momentum", 1.2 * 1.9), (None, "step", 1.2), (1.5, "steady", 1.5)],
+)
+@pytest.mark.parametrize(("base", "first"), [("rule-momentum", 1.9), ("torch-momentum", 1.0)])
+def test_newton_aims_beyond_the_minimum(base: str, first: float, relaxation: Any, judged: Any, beyond: float) -> None:
+    """By 1.2, or by 1.2 (1 + μ) where momentum is left out; of a steady step the minimum is at (1 − μ) times the lr."""
+    length = {"steady": 10.0, "no-momentum": 1.0, "step": first}[judged]
+    objective = apo.Proximal(lookahead=judged)
+    model, opt = point(
+        BASES[base], objective=objective, meta=apo.Newton(every=1, **{**FREE, "relaxation": relaxation})
+    )
+    hold_point(model, opt, 1)
+    best = (GRADIENT @ GRADIENT / (GRADIENT @ HESSIAN @ GRADIENT)).item()
+    assert opt.hypers()["lr"] == pytest.approx(best * beyond / length, rel=1e-9)
 
 
 def test_the_slope_under_a_schedule() -> None:

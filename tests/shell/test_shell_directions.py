@@ -46,10 +46,15 @@ SAME_STATE = {
 """A class, its options, and what takes the momentum away. No second moment depends on the first."""
 
 
-@pytest.mark.parametrize("judged", ["no-momentum", "step"])
+@pytest.mark.parametrize("judged", ["steady", "no-momentum", "step"])
 @pytest.mark.parametrize(("cls", "options", "without"), SAME_STATE.values(), ids=SAME_STATE)
 def test_of_torch_optimizers(cls: Any, options: dict[str, Any], without: dict[str, Any], judged: str) -> None:
-    """What is judged is the step that a twin of the same state, without momentum, would take; both scaled in lr."""
+    """What is judged is the step that a twin of the same state, without momentum, would take; both scaled in lr.
+
+    Steady, it is as long as momentum makes it while the gradient stays.
+    """
+    adds = cls in (o.SGD, o.RMSprop) and judged == "steady"
+    gain = (1.0 - options.get("dampening", 0.0)) / (1.0 - options["momentum"]) if adds else 1.0
     params = [nn.Parameter(randn(4, 3, seed=1)), nn.Parameter(randn(5, seed=2))]
     twins = [nn.Parameter(p.detach().clone()) for p in params]
     opt, twin = cls(params, lr=0.03, **options), cls(twins, lr=0.03, **{**options, **without})
@@ -78,7 +83,7 @@ def test_of_torch_optimizers(cls: Any, options: dict[str, Any], without: dict[st
         twin.step()
         assert [bits(p) for p in params] == [bits(p) for p in followers], "what stays is the bare optimizer's"
         for i, (old, other, new) in enumerate(zip(before, twins, params, strict=True)):
-            expected = (other if judged == "no-momentum" else new).detach() - old
+            expected = new.detach() - old if judged == "step" else gain * (other.detach() - old)
             torch.testing.assert_close(piece.delta[str(i)], expected, rtol=1e-9, atol=1e-13)
             assert torch.equal(trial.before[str(i)], old)
         (terms,) = piece.pullback({"0": torch.ones(4, 3, dtype=torch.float64)}).values()
@@ -181,24 +186,26 @@ def test_a_torch_optimizer_beside_a_rule_whose_eps_alone_is_tuned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "free"),
+    ("build", "gain"),
     [
-        (lambda m: o.SGD(m.parameters(), lr=0.1, momentum=0.9), False),
-        (lambda m: o.RMSprop(m.parameters(), lr=1e-2, momentum=0.9), False),
-        (lambda m: apo.sgd(lr=0.1, momentum=0.9), False),
-        (lambda m: o.AdamW(m.parameters(), lr=1e-2), True),
-        (lambda m: o.NAdam(m.parameters(), lr=1e-2), True),
-        (lambda m: o.Adamax(m.parameters(), lr=1e-2), True),
-        (lambda m: apo.adamw(lr=1e-2), True),
-        (lambda m: apo.apollo(lr=0.1), True),
+        (lambda m: o.SGD(m.parameters(), lr=0.1, momentum=0.9), 10.0),
+        (lambda m: o.SGD(m.parameters(), lr=0.1, momentum=0.8, nesterov=True), 5.0),
+        (lambda m: o.RMSprop(m.parameters(), lr=1e-2, momentum=0.9), 10.0),
+        (lambda m: apo.sgd(lr=0.1, momentum=0.9), 10.0),
+        (lambda m: apo.sgd(lr=0.1, momentum=0.9, dampening=0.5), 5.0),
+        (lambda m: o.AdamW(m.parameters(), lr=1e-2), 1.0),
+        (lambda m: o.NAdam(m.parameters(), lr=1e-2), 1.0),
+        (lambda m: o.Adamax(m.parameters(), lr=1e-2), 1.0),
+        (lambda m: apo.adamw(lr=1e-2), 1.0),
+        (lambda m: apo.apollo(lr=0.1), 1.0),
     ],
 )
-def test_momentum_is_left_out_by_default_where_it_is_an_average(build: Any, free: bool) -> None:
-    """And judged where it adds gradients up: left out, it would make SGD's step 1 / (1 − μ) times too long."""
+def test_by_default_the_step_is_as_long_as_momentum_makes_it(build: Any, gain: float) -> None:
+    """Without its length, SGD's learning rate would come out 1 / (1 − μ) times too long; averages keep the length."""
     slopes = {}
-    for lookahead in ("auto", "no-momentum", "step"):
+    for lookahead in (None, "no-momentum", "step"):
         model = net(dropout=0.0)
-        objective = apo.Proximal(lookahead=lookahead)
+        objective = apo.Proximal(lookahead=lookahead) if lookahead else None
         meta = apo.Gradient(o.SGD, lr=0.0, every=1)
         opt = apo.APO(model, build(model), F.cross_entropy, meta=meta, objective=objective)
         for batch in batches(4):
@@ -207,7 +214,7 @@ def test_momentum_is_left_out_by_default_where_it_is_an_average(build: Any, free
             opt.step(batch=batch)
         slopes[lookahead] = opt.record.column("slope")
     assert slopes["no-momentum"] != slopes["step"]
-    assert slopes["auto"] == slopes["no-momentum" if free else "step"]
+    assert slopes[None] == pytest.approx([gain * slope for slope in slopes["no-momentum"]], rel=1e-6)
 
 
 def test_gradients_that_a_hook_changes_after_the_judgement_are_told_of() -> None:

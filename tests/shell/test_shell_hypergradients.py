@@ -187,12 +187,18 @@ def rule_differences(
     for _ in range(2):
         params, state = rule.step(params, gradient(params), state, rule.hypers)
     grads = gradient(params)
-    free = rule.without_momentum if objective.lookahead == "no-momentum" else None
+    free = None if objective.lookahead == "step" else rule.without_momentum
+    mu = getattr(rule.hypers, "momentum", torch.zeros(())).item()
+    gain = 1.0 / (1.0 - mu) if objective.lookahead == "steady" else 1.0
 
     def q(key: str, shift: float) -> float:
         base = getattr(rule.hypers, hyper)
         apart = {name: base * math.exp(shift if key_of[name] == key else 0.0) for name in params}
         hypers = rule.hypers._replace(**{hyper: apart})
+        if free and gain != 1.0:
+            rate: Any = hypers.lr
+            longer = {name: gain * r for name, r in rate.items()} if isinstance(rate, dict) else gain * rate
+            hypers = hypers._replace(lr=longer)
         after = free(params, grads, state, hypers) if free else rule.step(params, grads, state, hypers)[0]
         return objective_at(model, objective, params, after)
 
@@ -210,7 +216,7 @@ TUNED_RULES = [case for case in RULES if case.name in TUNED_NAMES]
 
 
 @pytest.mark.parametrize("by", ["global", "layer", "parameter", GRANULARITIES["callable"]])
-@pytest.mark.parametrize("lookahead", ["no-momentum", "step"])
+@pytest.mark.parametrize("lookahead", ["steady", "no-momentum", "step"])
 @pytest.mark.parametrize("case", TUNED_RULES, ids=[case.name for case in TUNED_RULES])
 def test_of_every_hyperparameter_of_rules(case: Any, lookahead: Any, by: Any) -> None:
     rule = case.rule()

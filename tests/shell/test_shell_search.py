@@ -85,16 +85,18 @@ def test_the_first_step_that_stays_is_a_step_at_the_searched_rate(base: Base, st
     assert opt.param_groups[0]["lr_factor"] == pytest.approx(row["scale"], rel=1e-9)
 
 
-def test_the_search_allows_for_a_momentum_that_has_not_built_up() -> None:
-    """What stays is the searched scale over 1 / (1 − μ); SGD's first step is its gradient."""
+@pytest.mark.parametrize(("judged", "lr"), [("steady", 1e-4), ("no-momentum", 1e-3), ("step", 1e-3)])
+def test_the_search_allows_for_a_momentum_that_has_not_built_up(judged: Any, lr: float) -> None:
+    """What stays is the searched scale over 1 / (1 − μ), unless that is in what is judged; the first step is g."""
     scales = []
-    for momentum in (0.0, 0.9):
+    for momentum, rate in ((0.0, 1e-3), (0.9, lr)):
         torch.manual_seed(0)
         model = nn.Linear(6, 3).double()
-        opt = apo.APO(model, o.SGD(model.parameters(), lr=1e-3, momentum=momentum), F.cross_entropy)
+        base, objective = o.SGD(model.parameters(), lr=rate, momentum=momentum), apo.Proximal(lookahead=judged)
+        opt = apo.APO(model, base, F.cross_entropy, objective=objective)
         train(model, opt, batches(1, dtype=torch.float64))
         scales.append(opt.record[0]["scale"])
-    assert scales[0] == pytest.approx(10.0 * scales[1], rel=1e-9)
+    assert scales[0] == pytest.approx((1.0 if judged == "steady" else 10.0) * scales[1], rel=1e-9)
 
 
 def test_the_search_allows_for_a_schedule() -> None:

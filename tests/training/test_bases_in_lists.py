@@ -148,5 +148,5 @@ def test_how_far_momentum_builds_up(kind: str, options: dict[str, Any]) -> None:
     base = (
         o.SGD(model.parameters(), lr=0.1, **options) if kind == "torch" else apo.sgd(0.1, weight_decay=0.1, **options)
     )
-    found = apo.APO(model, base, loss)._bases[0].build_up()
+    found = apo.APO(model, base, loss)._bases[0].build_up("step")
     assert found == pytest.approx(max(1.0, lengths[-1] / lengths[0]), rel=1e-6)
