@@ -150,7 +150,7 @@ class MetaStep:
         if self._shorter is not None:
             self._step.rescale(self._tuning.rescale(self._shorter))
         elif self._watched is not None:
-            self._tuning.watch.add(self._watched)
+            self._tuning.watch.add(self._watched, self._start)
         if self._verdict is None:
             return None
         self._tuning.trust.count()
@@ -235,7 +235,7 @@ class MetaStep:
     def _watch(self, loss: float) -> None:
         """Find how much shorter a step must be that makes its own batch clearly worse, and was not searched."""
         watch = self._tuning.watch
-        if self._searched:
+        if self._searched or not isinstance(self._tuning.meta, Newton):
             return
         self._watched = loss
         if self._tuning.backtracks and self._feeds and watch.outlier(loss):

@@ -12,8 +12,8 @@ from typing import Literal
 
 from apo.checks import choice, flag, settle, whole
 
-RELAXATION = 1.2
-"""Over the minimiser, without momentum: measured, see docs/tuning.md."""
+SHORT_OF_TWO = 0.8
+"""How far `Newton.relaxation` stays below 2, where a quadratic is climbed, without momentum: see docs/tuning.md."""
 FACTOR = 4.0
 """The factor between the scales that a search tries."""
 ARMIJO = 0.9
@@ -38,7 +38,8 @@ class Newton:
             say), which one meta-step in twenty finds out. "auto" is "losses" with a function-space discrepancy (fsd >
             0), where they cost half as much, if there is one global learning rate alone; else "gradients".
         relaxation: The learning rate aimed at, over the one that minimises the averaged objective, positive; beyond 2 a
-            quadratic is climbed. None: 1.2, and 1.2 (1 + μ) where momentum μ is left out of the judgement.
+            quadratic is climbed. None: 1.2, and 2 − 0.8 (1 − μ) where momentum μ is left out of the judgement. At
+            most 1 while the loss is above its lowest.
         average: The decay of the averages, per meta-step, in [0, 1).
         growth: The largest factor by which a meta-step may lengthen the learning rate.
         shrink: The largest factor by which it may shorten it.
@@ -58,6 +59,11 @@ class Newton:
     shrink: float = 4.0
     search: bool = True
     backtrack: bool = True
+
+    def aim(self, momentum: float, risen: bool) -> float:
+        """The relaxation, given the momentum that is left out of the judgement, and whether the loss has risen."""
+        relaxation = self.relaxation or 2.0 - SHORT_OF_TWO * (1.0 - momentum)
+        return min(relaxation, 1.0) if risen else relaxation
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -83,7 +89,7 @@ class NewtonState:
     slope: float = 0.0
     curvature: float = 0.0
 
-    def move(self, newton: Newton, unit: float, a: float, c: float, momentum: float = 0.0) -> float:
+    def move(self, newton: Newton, unit: float, a: float, c: float, relaxation: float) -> float:
         """Take in a slope and a curvature, and return the factor by which to change the unit.
 
         Args:
@@ -91,7 +97,7 @@ class NewtonState:
             unit: The learning rate, or its factor, at which the step was taken; η above.
             a: Slope of the objective along the step at its start.
             c: Curvature of the objective along the step.
-            momentum: μ, where it is left out of the step.
+            relaxation: The unit aimed at, over the one that minimises the averaged objective.
 
         Returns:
             The factor, within [1/shrink, growth].
@@ -104,7 +110,6 @@ class NewtonState:
         self.slope, self.curvature = slope, curvature
         if self.slope >= 0.0:
             return 1.0 / newton.shrink
-        relaxation = newton.relaxation or RELAXATION * (1.0 + momentum)
         best = -relaxation * self.slope / self.curvature if self.curvature > 0.0 else math.inf
         return min(max(best / unit, 1.0 / newton.shrink), newton.growth)
 
@@ -156,25 +161,36 @@ class LossWatch:
         mean: Their running mean.
         spread: The running mean of their absolute deviation from it.
         seen: How many there were.
+        lowest: The lowest that their running mean has been, or the loss before all of them.
     """
 
     mean: float = 0.0
     spread: float = 0.0
     seen: int = 0
+    lowest: float = 0.0
+
+    @property
+    def risen(self) -> bool:
+        """Whether the running mean is clearly above its lowest."""
+        return self.seen > 2 and self.mean > self.lowest + self.spread
 
     def outlier(self, loss: float) -> bool:
         """Whether a loss stands out above those before; one that is not finite always does."""
         return not math.isfinite(loss) or (self.seen > 2 and loss > self.mean + OUTLIER * self.spread)
 
-    def add(self, loss: float) -> None:
-        """Take a loss in, if it is finite."""
+    def add(self, loss: float, start: Callable[[], float]) -> None:
+        """Take a loss in, if it is finite; the loss before it is wanted for the first of all."""
         if not math.isfinite(loss):
             return
+        if not self.seen:
+            self.lowest = start()
         self.seen += 1
         new = 1.0 / min(self.seen, MEMORY)
         if self.seen > 1:
             self.spread += new * (abs(loss - self.mean) - self.spread)
         self.mean += new * (loss - self.mean)
+        if self.seen >= MEMORY:
+            self.lowest = min(self.lowest, self.mean)
 
 
 def search(loss_at: Callable[[float], float], start: float, slope: float, rounding: float) -> float:

@@ -214,8 +214,8 @@ class Tuning:
             for coordinate, offset in zip(moved, wanted, strict=True):
                 self._set(coordinate, offset)
         if isinstance(self.meta, Newton) and LR in self.offsets:
-            momentum = min(base.left_out(judged) for base in self._bases)
-            change = self.newton.move(self.meta, math.exp(self.offsets[LR]), a, c, momentum)
+            aim = self.meta.aim(min(base.left_out(judged) for base in self._bases), self.watch.risen)
+            change = self.newton.move(self.meta, math.exp(self.offsets[LR]), a, c, aim)
             self._set(LR, self.offsets[LR] + math.log(change))
         return math.hypot(*slopes.values())
 
