@@ -81,8 +81,10 @@ def train(config: Config, most: int) -> Config:
     opt = BASES[config["base"]][0](model.parameters(), lr=config["start"])
     if config["meta"] != "fixed":
         # Exactly, on the whole of the other batch, also where losses on a half of it are the default.
-        objective = apo.Proximal(fsd=config["fsd"], discrepancy=config["discrepancy"], other_fraction=1.0)
-        meta = apo.Newton(curvature="gradients") if config["meta"] == "newton" else config["meta"]
+        objective = apo.Proximal(
+            fsd=config["fsd"], discrepancy=config["discrepancy"], other_fraction=1.0, lookahead="step"
+        )
+        meta = apo.Newton(curvature="gradients", relaxation=1.0) if config["meta"] == "newton" else config["meta"]
         opt = apo.APO(model, opt, F.cross_entropy, objective=objective, meta=meta)
     order, rates = Order(len(data.train_inputs), BATCH, config["seed"]), []
     for _ in range(steps):

@@ -2,8 +2,8 @@
 
 SGD with Nesterov momentum and AdamW train a small MLP on scikit-learn's digits, with clean labels and with a tenth of
 them random, for 4,000 steps of 50 examples. Each is tuned by `apo.Newton` and by the paper's meta-optimizer, its steps
-judged without momentum (the default, as in the paper) and with it, from three initial learning rates. The best fixed
-learning rate of a 1-3-10 grid stands beside.
+judged without momentum (as in the paper) and with it, from three initial learning rates. The best fixed learning rate
+of a 1-3-10 grid stands beside.
 
     python examples/momentum_in_the_judgement.py --out runs/momentum
 """
@@ -58,7 +58,8 @@ def train(config: Config, steps: int) -> Config:
     opt = BASES[config["base"]](model, config["lr"])
     if config["meta"] != "fixed":
         objective = apo.Proximal(lookahead=config["judged"])
-        opt = apo.APO(model, opt, F.cross_entropy, objective=objective, meta=config["meta"])
+        meta = apo.Newton(relaxation=1.0) if config["meta"] == "newton" else config["meta"]
+        opt = apo.APO(model, opt, F.cross_entropy, objective=objective, meta=meta)
     order = torch.Generator().manual_seed(config["seed"])
     taken = 0
     while taken < steps:

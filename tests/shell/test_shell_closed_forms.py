@@ -162,9 +162,7 @@ def test_newton_aims_beyond_the_minimum(base: str, first: float, relaxation: Any
     """By 1.2, by 2 − 0.8 (1 − μ) where momentum is left out; of a steady step the minimum is at (1 − μ) times the lr."""
     length = {"steady": 10.0, "no-momentum": 1.0, "step": first}[judged]
     objective = apo.Proximal(lookahead=judged)
-    model, opt = point(
-        BASES[base], objective=objective, meta=apo.Newton(every=1, **{**FREE, "relaxation": relaxation})
-    )
+    model, opt = point(BASES[base], objective=objective, meta=apo.Newton(every=1, **{**FREE, "relaxation": relaxation}))
     hold_point(model, opt, 1)
     best = (GRADIENT @ GRADIENT / (GRADIENT @ HESSIAN @ GRADIENT)).item()
     assert opt.hypers()["lr"] == pytest.approx(best * beyond / length, rel=1e-9)
