@@ -89,3 +89,18 @@ def test_the_runs_of_choosing_lambda(choosing: ModuleType) -> None:
     assert charged["lr"] < free["lr"] / 4 and fixed["lr"] == 1.0
     assert 0.0 < free["loss"] < charged["loss"] < 2.3
     assert f"{free['lr']:.1e}, {free['loss']:.2g}" == choosing.entry([free])
+
+
+def test_the_table_of_one_step_is_that_of_its_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ROOT / "docs/results/one_step"
+    runs = json.loads((folder / "results.json").read_text(encoding="utf-8"))["runs"]
+    assert example("what_one_step_tells", monkeypatch).table(runs) in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_run_of_what_one_step_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a step that is far too short the loss is least far along, on the batch it is of and on others."""
+    threads, one_step = torch.get_num_threads(), example("what_one_step_tells", monkeypatch)
+    run = one_step.train({"task": "autoencoder", "base": "SGDm", "lr": 1e-4, "seed": 0}, 30)
+    torch.set_num_threads(threads)
+    assert run["own"] > 10.0 and run["fresh"] > 10.0
+    assert 0.1 < run["loss"] < 1.0

@@ -159,7 +159,7 @@ def test_a_schedule_on_top_is_not_undone(base: Any, meta: str, by: str) -> None:
 )
 @pytest.mark.parametrize(("base", "first"), [("rule-momentum", 1.9), ("torch-momentum", 1.0)])
 def test_newton_aims_beyond_the_minimum(base: str, first: float, relaxation: Any, judged: Any, beyond: float) -> None:
-    """By 1.2, by 2 − 0.8 (1 − μ) where momentum is left out; of a steady step the minimum is at (1 − μ) times the lr."""
+    """By 1.2, by 2 − 0.8 (1 − μ) where momentum is left out; a steady step is 1 / (1 − μ) times as long."""
     length = {"steady": 10.0, "no-momentum": 1.0, "step": first}[judged]
     objective = apo.Proximal(lookahead=judged)
     model, opt = point(BASES[base], objective=objective, meta=apo.Newton(every=1, **{**FREE, "relaxation": relaxation}))
