@@ -103,4 +103,4 @@ def test_a_run_of_what_one_step_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     run = one_step.train({"task": "autoencoder", "base": "SGDm", "lr": 1e-4, "seed": 0}, 30)
     torch.set_num_threads(threads)
     assert run["own"] > 10.0 and run["fresh"] > 10.0
-    assert 0.1 < run["loss"] < 1.0
+    assert 0.1 < run["loss"] < 2.0

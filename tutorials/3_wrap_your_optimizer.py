@@ -151,9 +151,9 @@ for lr, (loss, accuracy) in by_hand.items():
 # On the right, the grey curve is the search: five trainings. The three coloured dots lie near it, together, and left
 # of its bottom: **the best fixed learning rate ends lower than `apo` does.** The objective is greedy, and it judges
 # Adam's step without its momentum, as the paper does. Such a step is noisier than the one that is taken, and wants to
-# be shorter. What one has for little more than the price of one training is a learning rate with which any start gets
-# going; here it is up to ten times too small. The start at 1e-6 is the slowest, as a tenth more at each meta-step
-# takes a while.
+# be shorter; `apo` aims at up to twice its length for that. What one has for little more than the price of one training
+# is a learning rate with which any start gets going; in this short run it is a third of the best. The start at 1e-6 is
+# the slowest, as a tenth more at each meta-step takes a while.
 
 # %% [markdown]
 # ## A list: Muon and AdamW

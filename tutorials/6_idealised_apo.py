@@ -360,7 +360,8 @@ def train(make):
     """The loss before every step of a rule whose lr is tuned."""
     model = new_model()
     objective = apo.Proximal(fsd=1.0, loss_model="linear", other_fraction=1.0)
-    opt = apo.APO(model, make(model), half_squared_error, objective=objective, meta=apo.Newton(2, "gradients"))
+    meta = apo.Newton(every=2, curvature="gradients", relaxation=1.0)
+    opt = apo.APO(model, make(model), half_squared_error, objective=objective, meta=meta)
     losses = []
     for _ in range(steps):
         loss = half_squared_error(model(x), y)
