@@ -103,8 +103,8 @@ class Storm:
 
 
 BASES: dict[str, tuple[Any, Any, Any, int]] = {
-    "newton-adamw": (lambda m: o.AdamW(m.parameters(), lr=1e-2), apo.Newton(5, "gradients"), {}, 2000),
-    "newton-rule": (lambda m: apo.rmsprop(lr=1e-3), apo.Newton(every=5), {"eps": "global"}, 700),
+    "newton-adamw": (lambda m: o.AdamW(m.parameters(), lr=1e-2), apo.Newton(5, "gradients", 1.0), {}, 2000),
+    "newton-rule": (lambda m: apo.rmsprop(lr=1e-3), apo.Newton(every=5, relaxation=1.0), {"eps": "global"}, 700),
     "paper-sgd": (lambda m: o.SGD(m.parameters(), lr=0.02), apo.Gradient(o.RMSprop, lr=0.1, every=5), {}, 700),
     "paper-rule": (lambda m: apo.adam(lr=1e-2), apo.Gradient(o.RMSprop, lr=0.1, every=5), {"eps": "global"}, 2000),
 }
@@ -265,7 +265,7 @@ def test_slopes_beyond_the_floating_point_range_are_not_averaged() -> None:
     for unit in (1e-210, 1e210):
         averages = apo.newton.NewtonState(-1.0, 2.0)
         for a, c in ((-1e300, 1e300), (-1e200, 1e-300), (1e305, 1.0)):
-            factor = averages.move(newton, unit, a, c)
+            factor = averages.move(newton, unit, a, c, 1.2)
             assert 1.0 / newton.shrink <= factor <= newton.growth
             assert math.isfinite(averages.slope)
             assert math.isfinite(averages.curvature)
