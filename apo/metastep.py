@@ -137,7 +137,8 @@ class MetaStep:
     def judge(self) -> None:
         """Judge the step."""
         self._verdict = verdict = self._judged()
-        if all(map(math.isfinite, verdict.start.values())):  # else the step itself is not finite
+        # Not where the step itself is not finite; and the linear model's loss is a change, which is none to watch.
+        if all(map(math.isfinite, verdict.start.values())) and self._objective.loss_model == "exact":
             self._watch(verdict.loss)
 
     def settle(self) -> Row | None:

@@ -151,6 +151,8 @@ OUTLIER = 4.0
 """A loss this many mean deviations above the running mean stands out."""
 MEMORY = 10
 """The number of losses that the running mean is over, about."""
+FORGET = 0.003
+"""How fast the lowest running mean is forgotten: noise makes some of them low, and a loss may rise for good."""
 
 
 @dataclass
@@ -161,7 +163,7 @@ class LossWatch:
         mean: Their running mean.
         spread: The running mean of their absolute deviation from it.
         seen: How many there were.
-        lowest: The lowest that their running mean has been, or the loss before all of them.
+        lowest: The lowest that their running mean has been of late, or the loss before all of them.
     """
 
     mean: float = 0.0
@@ -183,14 +185,15 @@ class LossWatch:
         if not math.isfinite(loss):
             return
         if not self.seen:
-            self.lowest = start()
+            before = start()
+            self.lowest = before if math.isfinite(before) else loss
         self.seen += 1
         new = 1.0 / min(self.seen, MEMORY)
         if self.seen > 1:
             self.spread += new * (abs(loss - self.mean) - self.spread)
         self.mean += new * (loss - self.mean)
         if self.seen >= MEMORY:
-            self.lowest = min(self.lowest, self.mean)
+            self.lowest = min(self.lowest + FORGET * (self.mean - self.lowest), self.mean)
 
 
 def search(loss_at: Callable[[float], float], start: float, slope: float, rounding: float) -> float:

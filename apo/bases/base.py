@@ -105,8 +105,13 @@ class Base(ABC):
     def gains(self, group: Mapping[str, Any]) -> tuple[float, float]:
         """The length of a group's first step, and of the last while the gradient stays, over those without momentum."""
 
+    @abstractmethod
+    def judges(self, judged: Judged) -> Judged:
+        """Which step is judged after all: the step itself where momentum cannot be left out."""
+
     def build_up(self, judged: Judged) -> float:
         """The factor by which momentum will lengthen later steps against the first that is judged, at least 1."""
+        judged = self.judges(judged)
         gains = [self.gains(group) for group in self.optimizer.param_groups if judged != "steady"]
         return max([1.0, *(last / (first if judged == "step" else 1.0) for first, last in gains)])
 
@@ -116,7 +121,7 @@ class Base(ABC):
 
     def left_out(self, judged: Judged) -> float:
         """The least momentum that is left out of the judgement."""
-        return 0.0 if judged == "step" else min(map(self.momentum, self.optimizer.param_groups))
+        return 0.0 if self.judges(judged) == "step" else min(map(self.momentum, self.optimizer.param_groups))
 
     def groups(self) -> Iterable[tuple[int, dict[str, Any]]]:
         """Every group, and its index among all groups of the shell."""

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 Group = dict[str, Any]
+LEAST = 1e-3
+"""A β below it is not divided by: what is averaged could become too large."""
 Direction = Callable[[Group, dict[str, Any], Tensor, Tensor, float], Tensor]
 
 
@@ -89,6 +91,8 @@ def _split(group: Group, grad: Tensor, param: Tensor, times: float) -> tuple[Ten
 
 def _over(times: float, grad: Tensor, square: Tensor, unit: float, eps: float, decay: Tensor | None = None) -> Tensor:
     """times·g / (√(unit·square) + ε) + decay, in the place of the square, in as few passes as there can be."""
+    if not unit:
+        return (times / eps * grad) if decay is None else decay.add_(grad, alpha=times / eps)
     root = math.sqrt(unit)
     start = grad.new_zeros(()) if decay is None else decay
     denominator = square.sqrt_().add_(eps / root)
@@ -97,8 +101,10 @@ def _over(times: float, grad: Tensor, square: Tensor, unit: float, eps: float, d
 
 def _square(state: dict[str, Any], key: str, beta: float, grad: Tensor) -> tuple[Tensor, float]:
     """The running average of g² after the step over a number, and that; before the first step there is no state."""
-    if not state or not beta:
+    if not state:
         return grad.square(), 1.0 - beta
+    if beta < LEAST:
+        return (beta * state[key].to(grad.dtype)).addcmul_(grad, grad, value=1.0 - beta), 1.0
     return torch.addcmul(state[key].to(grad.dtype), grad, grad, value=(1.0 - beta) / beta), beta
 
 
@@ -135,5 +141,5 @@ def momentum(group: Mapping[str, Any]) -> float:
 
 def gain(group: Mapping[str, Any]) -> float:
     """What v ← μv + (1 − τ)g tends to, over g, with Nesterov's look ahead or without: (1 − τ) / (1 − μ)."""
-    mu = momentum(group)
-    return (1.0 - float(group.get("dampening", 0.0))) / (1.0 - mu) if mu else 1.0
+    mu, share = momentum(group), 1.0 - float(group.get("dampening", 0.0))
+    return share / (1.0 - mu) if mu < 1.0 and share > 0.0 else 1.0

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from apo.bases.base import Base, Piece, Settings, Terms, Trial, Values
+from apo.bases.gains import gains_of
 from apo.bases.rule_optimizer import RuleOptimizer
 from apo.domains import derivative
-from apo.hypers import Coordinate
+from apo.hypers import Coordinate, Tune
 from apo.lifting import Lifted, is_lifted
 from apo.pieces import Cut, in_pieces, rows, some
 from apo.proximal import Lookahead, lookahead, momentum_free
@@ -26,6 +27,11 @@ class RuleBase(Base):
     """One of our update rules, or a user's own."""
 
     optimizer: RuleOptimizer
+
+    def __init__(self, optimizer: RuleOptimizer, tune: Mapping[str, Tune], names: Mapping[Tensor, str]) -> None:
+        """Hold a rule's optimizer."""
+        super().__init__(optimizer, tune, names)
+        self._known: dict[str, tuple[float, float]] = {}
 
     @property
     def domains(self) -> Mapping[str, Domain]:
@@ -53,7 +59,7 @@ class RuleBase(Base):
 
         The tape of an elementwise rule is made anew whenever a piece is looked at, that of any other one is kept.
         """
-        rule, alone = self.optimizer.rule, is_lifted(self.optimizer.rule)
+        rule, alone, judged = self.optimizer.rule, is_lifted(self.optimizer.rule), self.judges(judged)
         judge = rule if judged == "step" else momentum_free(rule)
         gradient: Params = {}
         before: Params = {}
@@ -122,34 +128,33 @@ class RuleBase(Base):
         return restore
 
     def gains(self, group: Mapping[str, Any]) -> tuple[float, float]:
-        """Of a rule with a hyperparameter ``momentum``, by two steps on a toy; otherwise momentum counts as an average.
-
-        Lengths obey l ← μl + k, which tends to k / (1 − μ).
-        """
-        rule, mu = self.optimizer.rule, float(group.get("momentum") or 0.0)
-        if not mu or rule.without_momentum is None:
+        """Of a rule with a hyperparameter ``momentum``; others are taken for averages."""
+        if not group.get("momentum") or self.optimizer.rule.without_momentum is None:
             return 1.0, 1.0
-        params, grads = {"": torch.zeros(1, dtype=torch.float64)}, {"": torch.ones(1, dtype=torch.float64)}
-        hypers, state = self._hypers({**group, "lr": 1.0}, {}, ()), rule.init(params)
-        with torch.no_grad():
-            free = rule.without_momentum(params, grads, state, hypers)[""]
-            once, state = rule.step(params, grads, state, hypers)
-            twice, _ = rule.step(params, grads, state, hypers)
-        first, second = (once[""] / free).item(), (twice[""] / free).item()
-        return first, (second - mu * first) / (1.0 - mu)
+        key = repr([group[name] for name in self.optimizer.rule.hypers._fields if name != "lr"])
+        if key not in self._known:
+            hypers = self._hypers({**group, "lr": 1.0}, {}, ())
+            self._known[key] = gains_of(self.optimizer.rule, hypers, group)
+        return self._known[key]
 
     def momentum(self, group: Mapping[str, Any]) -> float:
         """The hyperparameter of that name, or of the averaging of the gradient."""
-        free = self.optimizer.rule.without_momentum is not None
-        return next((float(group[name]) for name in ("momentum", "beta1", "beta") if free and name in group), 0.0)
+        found = next((float(group[name]) for name in ("momentum", "beta1", "beta") if name in group), 0.0)
+        return found if 0.0 < found < 1.0 else 0.0
+
+    def judges(self, judged: Judged) -> Judged:
+        """Momentum can be left out if the rule says how, and unless it is itself to be judged."""
+        forced = any(not self.domains[hyper].one_step for hyper in self.tune if hyper in self.domains)
+        whole = self.optimizer.rule.without_momentum is None or (forced and judged == "steady")
+        return "step" if whole else judged
 
     def _lengthened(self, group: dict[str, Any], settings: Settings, judged: Judged) -> Settings:
         """The settings with the learning rate of the step that is judged."""
-        gain = self.gains(group)[1] if judged == "steady" else 1.0
-        if gain == 1.0:
+        longer = self.gains(group)[1] if judged == "steady" and "lr" in group else 1.0
+        if longer == 1.0:
             return settings
         rate = settings.get("lr", group["lr"])
-        return {**settings, "lr": {n: gain * r for n, r in rate.items()} if isinstance(rate, dict) else gain * rate}
+        return {**settings, "lr": {n: longer * r for n, r in rate.items()} if isinstance(rate, dict) else longer * rate}
 
     def _state(self) -> Callable[[], None]:
         """Note which tensors the state is; the returned function puts them back."""

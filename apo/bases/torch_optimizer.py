@@ -112,9 +112,13 @@ class TorchBase(Base):
         commit = None if takes else partial(self._commit, values)
         return Trial(gradient, before, list(in_pieces(before)), look, commit)
 
+    def judges(self, judged: Judged) -> Judged:
+        """Momentum can be left out of the classes that are known."""
+        return judged if type(self.optimizer) in BY_CLASS else "step"
+
     def momentum(self, group: Mapping[str, Any]) -> float:
-        """Of the optimizers whose step is known without it."""
-        return momentum(group) if type(self.optimizer) in BY_CLASS else 0.0
+        """The momentum, or the first of the betas."""
+        return momentum(group)
 
     def _commit(self, values: Values) -> None:
         """Take a step that has been judged; its gradients should be those that were judged."""
