@@ -139,7 +139,7 @@ def test_takes_any_number_as_a_weight(value: Any) -> None:
         ({"discrepancy": "mse"}, "discrepancy='mse' is not one of 'squared_error', 'kl', 'bregman', 'gauss_newton'"),
         ({"discrepancy": None}, "discrepancy=None is not one of 'squared_error', 'kl', 'bregman', 'gauss_newton'"),
         ({"loss_model": "quadratic", "wsd": 1.0}, "loss_model='quadratic' is not one of 'exact', 'linear'"),
-        ({"lookahead": "momentum"}, "lookahead='momentum' is not one of 'auto', 'no-momentum', 'step'"),
+        ({"lookahead": "momentum"}, "lookahead='momentum' is not one of 'steady', 'no-momentum', 'step'"),
         ({"other_fraction": 0.0}, "other_fraction=0.0 is not in (0, 1]"),
         ({"other_fraction": 1.5}, "other_fraction=1.5 is not in (0, 1]"),
         ({"other_fraction": math.nan}, "other_fraction=nan is not in (0, 1]"),
